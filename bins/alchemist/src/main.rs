@@ -1,0 +1,2 @@
+//! Upscales, repairs, cuts out and describes pictures for the AI Horde.
+fn main() {}

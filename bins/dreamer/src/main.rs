@@ -1,0 +1,2 @@
+//! Makes images for the AI Horde.
+fn main() {}

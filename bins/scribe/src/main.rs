@@ -1,0 +1,2 @@
+//! Writes text for the AI Horde.
+fn main() {}

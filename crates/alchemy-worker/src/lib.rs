@@ -1,0 +1,1 @@
+//! Turns alchemy forms of the Horde into vision calls and results into submissions. The only room that knows both.

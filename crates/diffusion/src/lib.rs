@@ -1,0 +1,1 @@
+//! Text encoders, noise, schedules, samplers and U-Net pipelines: a request becomes pictures. Knows no Horde and no network.

@@ -1,0 +1,1 @@
+//! Whole workers against local-horde, one file per promise.
