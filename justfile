@@ -1,0 +1,53 @@
+# The real recipes behind ./x. `just` alone lists them.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+export LLAMA_LIB_PROFILE := "Release"
+export CMAKE_BUILD_PARALLEL_LEVEL := `nproc 2>/dev/null || echo 2`
+export HORDE_WORKERS_MODELS := env("HORDE_WORKERS_MODELS", env("HOME") / ".cache/horde-workers/models")
+
+_default:
+    @just --list --unsorted
+
+# Show every worker at work against a Horde on this machine: `just demo`, `just demo scribe --json`
+demo worker="scribe" *args:
+    just _demo-{{ worker }} {{ args }}
+
+_demo-scribe *args: (models "smollm2-135m-instruct")
+    cargo build -p scribe -p e2e --bins
+    cargo run -q -p e2e --bin demo -- scribe {{ args }}
+
+# Everything CI checks
+test: fmt lint (models "smollm2-135m-instruct") build unit doc deny
+
+# Formatting
+fmt:
+    cargo fmt --all --check
+
+# Lints, warnings denied
+lint:
+    cargo clippy --workspace --all-targets -- -D warnings
+
+# Every library and binary of the workspace
+build:
+    cargo build --workspace --bins
+
+# All tests, end-to-end ones included
+unit *args:
+    cargo nextest run --workspace {{ args }}
+
+# Examples in the documentation
+doc:
+    cargo test --workspace --doc -q
+
+# Licences, bans and sources of dependencies
+deny:
+    cargo deny --all-features check --hide-inclusion-graph licenses bans sources
+
+# Known vulnerabilities (needs the advisory database from the network)
+audit:
+    cargo deny check advisories
+
+# Fetch models for tests and demos: progress, resume, sha256
+models *names:
+    cargo run -q -p model-store --bin model-store -- pull {{ names }} --to "$HORDE_WORKERS_MODELS"

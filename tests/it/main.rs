@@ -1,0 +1,3 @@
+//! The promises of whole workers, one file each.
+
+mod arrows;
