@@ -1,0 +1,4 @@
+//! What `./x demo` shows: a Horde on this machine, real requests, and the real worker program answering them.
+
+pub mod report;
+pub mod scribe;
