@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::http::{HeaderMap, HeaderValue, Method};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -315,7 +315,10 @@ impl Client {
             headers.insert("client-agent", agent);
         }
         if body.is_some() {
-            headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            headers.insert(
+                ::http::header::CONTENT_TYPE,
+                HeaderValue::from_static("application/json"),
+            );
         }
         let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
         let request = Request {

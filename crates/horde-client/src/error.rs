@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use ::http::{HeaderMap, StatusCode};
 use serde::Deserialize;
 
 use crate::transport::TransportError;
@@ -241,7 +241,7 @@ mod tests {
             .iter()
             .map(|(name, value)| {
                 (
-                    http::HeaderName::from_static(name),
+                    ::http::HeaderName::from_static(name),
                     value.parse().expect("a header value"),
                 )
             })

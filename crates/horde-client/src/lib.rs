@@ -1,9 +1,12 @@
 //! The worker's half of AI Horde API v2: typed pops, submits and transfers. Knows the wire; knows no model, no engine
 //! and no job life.
 
+pub mod agent;
 pub mod alchemy;
 pub mod client;
 pub mod error;
+pub mod guard;
+pub mod http;
 pub mod ids;
 pub mod image;
 pub mod kind;

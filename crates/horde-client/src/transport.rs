@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
+use ::http::{HeaderMap, Method, StatusCode};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode};
 use url::Url;
 
 /// One request. `Debug` never shows headers, query or body: they hold keys, signatures and prompts.

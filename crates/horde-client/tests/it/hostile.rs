@@ -1,0 +1,169 @@
+//! Answers that are cut, wrong or strange: nothing panics and no id that was named is lost.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use horde_client::client::ClientConfig;
+use horde_client::error::ErrorClass;
+use horde_client::transport::{Request, Response, Transport, TransportError};
+use horde_client::{Alchemy, ApiError, ApiKey, Client, Image, JobKind, Text, alchemy, image, text};
+use http::{HeaderMap, StatusCode};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+const IMAGE: &str = include_str!("../fixtures/image/pop_response_txt2img_full.json");
+const TEXT: &str = include_str!("../fixtures/text/pop_response_full.json");
+const ALCHEMY: &str = include_str!("../fixtures/alchemy/pop_response_three_forms.json");
+
+/// Answers everything with one body.
+struct Canned(StatusCode, Vec<u8>);
+
+#[async_trait]
+impl Transport for Canned {
+    async fn send(&self, _: Request) -> Result<Response, TransportError> {
+        Ok(Response {
+            status: self.0,
+            headers: HeaderMap::new(),
+            body: Bytes::from(self.1.clone()),
+        })
+    }
+}
+
+pub fn client(transport: impl Transport) -> Client {
+    let config = ClientConfig {
+        base_url: "https://horde.invalid/api".parse().expect("an address"),
+        api_key: ApiKey::new("canary-key"),
+        client_agent: "test:1:x".to_owned(),
+    };
+    Client::new(Arc::new(transport), config)
+}
+
+fn ids<K: JobKind>(body: &[u8], request: &K::PopRequest) -> Result<Vec<String>, ApiError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .expect("a runtime");
+    let popped = runtime.block_on(client(Canned(StatusCode::OK, body.to_vec())).pop::<K>(request))?;
+    Ok(popped
+        .jobs
+        .into_iter()
+        .flat_map(|job| job.generations)
+        .map(|one| one.id.0)
+        .collect())
+}
+
+#[test]
+fn f015_every_prefix_of_an_answer_that_names_its_id_gives_that_id() {
+    let id = serde_json::from_str::<Value>(TEXT).expect("JSON")["id"]
+        .as_str()
+        .expect("an id")
+        .to_owned();
+    let named_at = TEXT.find(&id).expect("the id stands in the body") + id.len();
+    for end in 0..TEXT.len() {
+        let found = ids::<Text>(&TEXT.as_bytes()[..end], &text::PopRequest::default());
+        if end >= named_at {
+            assert_eq!(found.expect("an id").first(), Some(&id), "cut at {end}");
+        } else {
+            assert!(found.is_err(), "cut at {end}");
+        }
+    }
+}
+
+#[test]
+fn f015_no_prefix_of_any_kind_panics() {
+    for (end, _) in IMAGE.char_indices() {
+        ids::<Image>(&IMAGE.as_bytes()[..end], &image::PopRequest::default()).ok();
+    }
+    for (end, _) in ALCHEMY.char_indices() {
+        ids::<Alchemy>(&ALCHEMY.as_bytes()[..end], &alchemy::PopRequest::default()).ok();
+    }
+}
+
+#[test]
+fn f016_one_strange_form_never_hurts_its_siblings() {
+    let mut body: Value = serde_json::from_str(ALCHEMY).expect("JSON");
+    body["forms"][1] = json!({"id": "11111111-1111-1111-1111-111111111111", "form": {"new": "shape"}});
+    body["forms"].as_array_mut().expect("forms").push(json!(17));
+    let found = ids::<Alchemy>(body.to_string().as_bytes(), &alchemy::PopRequest::default()).expect("jobs");
+    assert_eq!(found.len(), 3);
+}
+
+#[test]
+fn f005_a_portal_page_is_a_bad_body_and_may_have_acted() {
+    let error = ids::<Text>(b"<html>Sign in</html>", &text::PopRequest::default()).expect_err("no job");
+    assert!(matches!(error, ApiError::BadBody { .. }) && error.may_have_acted() && error.is_transient());
+    assert!(error.to_string().len() <= 300 && !error.to_string().contains("Sign in"));
+}
+
+#[tokio::test]
+async fn f053_a_reward_that_cannot_be_read_is_zero_and_the_job_is_still_accepted() {
+    for reward in [json!(null), json!("NaN"), json!(-3.0), json!({})] {
+        let answer = json!({ "reward": reward }).to_string().into_bytes();
+        let submitted = client(Canned(StatusCode::OK, answer))
+            .fault::<Text>(&horde_client::ids::GenerationId("x".into()))
+            .await
+            .expect("accepted");
+        assert!(submitted.reward == 0.0 && !submitted.reward_known);
+    }
+}
+
+#[tokio::test]
+async fn f013_html_of_a_gateway_is_retried() {
+    for status in [500, 502, 503, 504, 520, 530, 408] {
+        let transport = Canned(
+            StatusCode::from_u16(status).expect("a status"),
+            b"<html>bad gateway</html>".to_vec(),
+        );
+        let error = client(transport).find_user().await.expect_err("an error");
+        assert!(matches!(error.class(), ErrorClass::Retry { .. }), "{status}");
+    }
+}
+
+/// Replaces the value at one of the first two levels.
+fn mutated(body: &str, key: usize, inner: Option<usize>, value: Value) -> Value {
+    let mut body: Value = serde_json::from_str(body).expect("JSON");
+    let top = body.as_object_mut().expect("an object");
+    let n_keys = top.len();
+    let (_, slot) = top.iter_mut().nth(key % n_keys).expect("a key");
+    match (slot.as_object_mut().filter(|object| !object.is_empty()), inner) {
+        (Some(object), Some(inner)) => {
+            let n_inner = object.len();
+            *object.iter_mut().nth(inner % n_inner).expect("a key").1 = value;
+        }
+        _ => *slot = value,
+    }
+    body
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(json!(null)),
+        Just(json!(true)),
+        any::<i64>().prop_map(|n| json!(n)),
+        any::<f64>().prop_map(|n| json!(n)),
+        ".{0,40}".prop_map(|s| json!(s)),
+        Just(json!([])),
+        Just(json!({})),
+        Just(json!([null, 1, "x", {"id": 3}])),
+        Just(json!({"a": [1]})),
+        Just(json!(1e308)),
+        Just(json!(-1)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+
+    #[test]
+    fn f017_a_value_of_the_wrong_type_never_panics_and_never_loses_the_ids(key in 0..40_usize, inner in proptest::option::of(0..40_usize), value in any_json()) {
+        let body = mutated(IMAGE, key, inner, value);
+        let named = body["ids"].as_array().map_or(0, |ids| ids.iter().filter(|id| id.is_string()).count());
+        if let Ok(found) = ids::<Image>(body.to_string().as_bytes(), &image::PopRequest::default()) {
+            prop_assert!(found.len() >= named);
+        } else {
+            prop_assert_eq!(named, 0);
+        }
+        let body = mutated(TEXT, key, inner, body["payload"].clone());
+        ids::<Text>(body.to_string().as_bytes(), &text::PopRequest::default()).ok();
+    }
+}

@@ -1,0 +1,5 @@
+//! The crate's promises: real payloads, hostile answers, a transport that leaks nothing.
+
+mod fixtures;
+mod hostile;
+mod transport;

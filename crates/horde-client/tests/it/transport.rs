@@ -1,0 +1,311 @@
+//! The real transport against sockets on loopback: deadlines, caps, redirects, and a key that goes nowhere else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use horde_client::client::{ClientConfig, DownloadLimits};
+use horde_client::http::{HttpSettings, HttpTransport};
+use horde_client::transport::{Request, RequestClass, Transport, TransportError};
+use horde_client::{ApiKey, Client, SignedUrl};
+use http::{HeaderMap, Method};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const KEY: &str = "canary-key-0123456789";
+
+/// Serves each connection with `answer` after its head has been read; counts connections and keeps what was asked.
+struct Server {
+    address: std::net::SocketAddr,
+    hits: Arc<AtomicUsize>,
+    asked: Arc<tokio::sync::Mutex<Vec<u8>>>,
+}
+
+impl Server {
+    async fn start<F, Fut>(answer: F) -> Self
+    where
+        F: Fn(TcpStream) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (hits, asked) = (Arc::new(AtomicUsize::new(0)), Arc::default());
+        let server = Self {
+            address,
+            hits: Arc::clone(&hits),
+            asked: Arc::clone(&asked),
+        };
+        let answer = Arc::new(answer);
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                hits.fetch_add(1, Ordering::SeqCst);
+                let (answer, asked) = (Arc::clone(&answer), Arc::clone(&asked));
+                tokio::spawn(async move {
+                    let mut head = Vec::new();
+                    let mut byte = [0_u8; 1];
+                    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).await.is_ok_and(|n| n == 1) {
+                        head.push(byte[0]);
+                    }
+                    asked.lock().await.extend(&head);
+                    answer(stream).await;
+                });
+            }
+        });
+        server
+    }
+
+    fn url(&self, path: &str) -> url::Url {
+        format!("http://{}{path}", self.address).parse().expect("an address")
+    }
+
+    fn hits(&self) -> usize {
+        self.hits.load(Ordering::SeqCst)
+    }
+}
+
+fn transport() -> HttpTransport {
+    HttpTransport::new(HttpSettings {
+        allow_loopback: true,
+        user_agent: "horde-workers-test".to_owned(),
+        proxy: None,
+    })
+    .expect("a transport")
+}
+
+fn client(server: &Server) -> Client {
+    let config = ClientConfig {
+        base_url: server.url("/api"),
+        api_key: ApiKey::new(KEY),
+        client_agent: "test:1:x".to_owned(),
+    };
+    Client::new(Arc::new(transport()), config)
+}
+
+fn get(url: url::Url, class: RequestClass, deadline: Duration, max_body_bytes: usize) -> Request {
+    let mut headers = HeaderMap::new();
+    headers.insert("apikey", KEY.parse().expect("a value"));
+    Request {
+        method: Method::GET,
+        url,
+        headers,
+        body: Bytes::new(),
+        class,
+        deadline,
+        max_body_bytes,
+    }
+}
+
+async fn say(mut stream: TcpStream, text: String) {
+    stream.write_all(text.as_bytes()).await.ok();
+    stream.shutdown().await.ok();
+}
+
+#[tokio::test]
+async fn f009_a_slow_drip_ends_at_the_total_deadline() {
+    let server = Server::start(|mut stream| async move {
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+            .await
+            .ok();
+        while stream.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    let started = Instant::now();
+    let outcome = transport()
+        .send(get(
+            server.url("/"),
+            RequestClass::Api,
+            Duration::from_millis(400),
+            1 << 20,
+        ))
+        .await;
+    assert!(
+        matches!(outcome, Err(TransportError::TimedOut { .. })),
+        "{:?}",
+        outcome.err()
+    );
+    assert!(started.elapsed() < Duration::from_secs(3));
+}
+
+#[tokio::test]
+async fn f018_an_endless_body_ends_at_its_cap() {
+    let server = Server::start(|mut stream| async move {
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+            .await
+            .ok();
+        let chunk = format!("1000\r\n{}\r\n", "x".repeat(0x1000));
+        while stream.write_all(chunk.as_bytes()).await.is_ok() {}
+    })
+    .await;
+    let outcome = transport()
+        .send(get(
+            server.url("/"),
+            RequestClass::Api,
+            Duration::from_secs(20),
+            1 << 20,
+        ))
+        .await;
+    assert!(matches!(
+        outcome,
+        Err(TransportError::TooLarge { limit: 1_048_576, .. })
+    ));
+}
+
+#[tokio::test]
+async fn f020_a_redirect_of_the_api_is_not_followed_and_the_key_stays() {
+    let other = Server::start(|stream| say(stream, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}".to_owned())).await;
+    for status in [301, 302, 307, 308] {
+        let target = other.url("/steal");
+        let server = Server::start(move |stream| {
+            say(
+                stream,
+                format!("HTTP/1.1 {status} Moved\r\nlocation: {target}\r\ncontent-length: 0\r\n\r\n"),
+            )
+        })
+        .await;
+        assert!(client(&server).find_user().await.is_err());
+        assert_eq!(server.hits(), 1);
+    }
+    assert_eq!(other.hits(), 0);
+}
+
+#[tokio::test]
+async fn f021_a_source_is_fetched_over_at_most_three_hops_and_without_the_key() {
+    let server = Server::start(|stream| {
+        say(
+            stream,
+            "HTTP/1.1 302 Moved\r\nlocation: /again\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        )
+    })
+    .await;
+    let outcome = transport()
+        .send(get(
+            server.url("/"),
+            RequestClass::Stranger,
+            Duration::from_secs(10),
+            1 << 20,
+        ))
+        .await;
+    assert!(matches!(outcome, Err(TransportError::Refused { .. })));
+    assert_eq!(server.hits(), 4);
+    assert!(!String::from_utf8_lossy(&server.asked.lock().await).contains(KEY));
+}
+
+#[tokio::test]
+async fn f110_a_redirect_to_a_private_address_is_refused_before_it_connects() {
+    let server = Server::start(|stream| {
+        say(
+            stream,
+            "HTTP/1.1 302 Moved\r\nlocation: http://169.254.169.254/latest\r\ncontent-length: 0\r\n\r\n".to_owned(),
+        )
+    })
+    .await;
+    let outcome = transport()
+        .send(get(
+            server.url("/"),
+            RequestClass::Stranger,
+            Duration::from_secs(10),
+            1 << 20,
+        ))
+        .await;
+    assert!(matches!(outcome, Err(TransportError::Refused { .. })));
+}
+
+#[tokio::test]
+async fn without_leave_nothing_goes_to_loopback_or_over_plain_http() {
+    let server = Server::start(|stream| say(stream, String::new())).await;
+    let strict = HttpTransport::new(HttpSettings::default()).expect("a transport");
+    for class in [RequestClass::Api, RequestClass::ObjectStore, RequestClass::Stranger] {
+        let outcome = strict
+            .send(get(server.url("/"), class, Duration::from_secs(5), 1000))
+            .await;
+        assert!(matches!(outcome, Err(TransportError::Refused { .. })), "{class:?}");
+    }
+    assert_eq!(server.hits(), 0);
+}
+
+#[tokio::test]
+async fn f006_f007_a_reset_tells_whether_the_server_may_have_acted() {
+    let server = Server::start(|stream| async move {
+        stream.set_zero_linger().ok();
+        drop(stream);
+    })
+    .await;
+    let broken = transport()
+        .send(get(server.url("/"), RequestClass::Api, Duration::from_secs(5), 1000))
+        .await;
+    assert!(
+        matches!(broken, Err(TransportError::Broken { .. })),
+        "{:?}",
+        broken.err()
+    );
+    let closed = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = closed.local_addr().expect("an address");
+    drop(closed);
+    let url = format!("http://{address}/").parse().expect("an address");
+    let unreachable = transport()
+        .send(get(url, RequestClass::Api, Duration::from_secs(5), 1000))
+        .await;
+    assert!(matches!(unreachable, Err(TransportError::Unreachable { .. })));
+}
+
+#[tokio::test]
+async fn uploads_name_their_length_carry_no_key_and_keep_the_signature_as_it_is() {
+    let server = Server::start(|mut stream| async move {
+        let mut body = [0_u8; 5];
+        stream.read_exact(&mut body).await.ok();
+        say(stream, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()).await;
+    })
+    .await;
+    let target = SignedUrl::new(server.url("/bucket/a.webp?X-Amz-Credential=a%2Fb&X-Amz-Signature=0123%3D"));
+    client(&server)
+        .upload(&target, Bytes::from_static(b"12345"))
+        .await
+        .expect("uploaded");
+    let asked = String::from_utf8_lossy(&server.asked.lock().await).to_lowercase();
+    assert!(
+        asked.starts_with("put /bucket/a.webp?x-amz-credential=a%2fb&x-amz-signature=0123%3d http/1.1"),
+        "{asked}"
+    );
+    assert!(
+        asked.contains("content-length: 5")
+            && !asked.contains("transfer-encoding")
+            && !asked.contains("content-type")
+            && !asked.contains("apikey"),
+        "{asked}"
+    );
+}
+
+#[tokio::test]
+async fn secrets_are_in_no_error_and_no_debug_text() {
+    let server = Server::start(|stream| async move { drop(stream) }).await;
+    let target = SignedUrl::new(server.url("/a?X-Amz-Signature=topsecret"));
+    let client = client(&server);
+    let texts = [
+        client
+            .upload(&target, Bytes::new())
+            .await
+            .expect_err("broken")
+            .to_string(),
+        format!(
+            "{:?}",
+            client
+                .download(&target, RequestClass::Stranger, DownloadLimits::default())
+                .await
+                .expect_err("broken")
+        ),
+        client.find_user().await.expect_err("broken").to_string(),
+        format!("{:?} {target:?} {target}", client.config()),
+        format!(
+            "{:?}",
+            get(target.expose().clone(), RequestClass::Api, Duration::from_secs(1), 1)
+        ),
+    ];
+    for text in texts {
+        assert!(!text.contains("topsecret") && !text.contains(KEY), "{text}");
+    }
+}
