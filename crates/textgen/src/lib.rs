@@ -1,1 +1,21 @@
 //! Text engines behind one seam: llama.cpp with continuous batching, or a server somebody already runs. Knows no Horde.
+//!
+//! [`TextEngine`] is the seam; [`TextRequest`] goes in, [`TextAnswer`] comes out. `llama` (feature `llama`) runs a
+//! GGUF file inside this process, [`bridge`] speaks to KoboldCpp or to anything with the OpenAI completions API.
+//! [`sampler`] holds every sampler as a tested function over logits, [`gguf`] looks at a model file before
+//! llama.cpp does.
+
+pub mod bridge;
+mod engine;
+pub mod format;
+pub mod gguf;
+#[cfg(feature = "llama")]
+pub mod llama;
+mod request;
+pub mod sampler;
+pub mod stop;
+pub mod utf8;
+mod writer;
+
+pub use engine::{EngineFacts, NoWatch, TextEngine, TextError, Watch};
+pub use request::{Finish, Formatting, Limits, TextAnswer, TextRequest, Timings};

@@ -1,0 +1,11 @@
+//! What this crate promises: samplers by reference values, model files by a hostile corpus, engines by real models.
+
+mod gguf;
+#[cfg(feature = "llama")]
+mod peer;
+#[cfg(feature = "llama")]
+mod real_model;
+mod samplers;
+mod tiny_gguf;
+#[cfg(feature = "llama")]
+mod tiny_model;
