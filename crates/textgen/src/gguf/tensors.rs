@@ -71,7 +71,7 @@ pub(super) fn read<R: Read>(reader: &mut Reader<R>, count: u64, alignment: u64) 
         tensors.push(tensor);
     }
     let data_start = reader.position().next_multiple_of(alignment);
-    let data_bytes = reader.file_bytes().checked_sub(data_start).unwrap_or_default();
+    let data_bytes = reader.file_bytes().saturating_sub(data_start);
     for tensor in &tensors {
         let end = tensor.offset.checked_add(tensor.bytes);
         if end.is_none_or(|end| end > data_bytes) {

@@ -25,12 +25,11 @@ impl Candidates {
     pub fn fill(&mut self, logits: &[f32]) {
         self.items.clear();
         self.items.reserve(logits.len());
-        self.items.extend((0u32..).zip(logits).filter_map(|(token, logit)| {
+        let choosable = (0u32..).zip(logits).filter(|(_, logit)| **logit > f32::NEG_INFINITY);
+        self.items.extend(choosable.map(|(token, logit)| Candidate {
+            token,
             // Kept within a range that no later multiplication leaves.
-            (*logit > f32::NEG_INFINITY).then(|| Candidate {
-                token,
-                logit: logit.clamp(-1e30, 1e30),
-            })
+            logit: logit.clamp(-1e30, 1e30),
         }));
         self.sorted = false;
     }
