@@ -1,11 +1,10 @@
 //! Text engines behind one seam: llama.cpp with continuous batching, or a server somebody already runs. Knows no Horde.
 //!
 //! [`TextEngine`] is the seam; [`TextRequest`] goes in, [`TextAnswer`] comes out. `llama` (feature `llama`) runs a
-//! GGUF file inside this process, [`bridge`] speaks to KoboldCpp or to anything with the OpenAI completions API.
+//! GGUF file inside this process.
 //! [`sampler`] holds every sampler as a tested function over logits, [`gguf`] looks at a model file before
 //! llama.cpp does.
 
-pub mod bridge;
 mod engine;
 pub mod format;
 pub mod gguf;
