@@ -1,1 +1,12 @@
 //! Model references, files on disk, downloads and safe formats. Knows files and hashes; knows no engine and no job.
+
+mod archive;
+pub mod digest;
+pub mod disk;
+pub mod fetch;
+pub mod formats;
+pub mod names;
+pub mod reference;
+pub mod stamp;
+pub mod store;
+pub mod token;
