@@ -1,0 +1,3 @@
+//! The server's promises, as a worker of another author would meet them.
+
+mod rules;
