@@ -51,6 +51,16 @@ pub struct EngineReport {
     pub facts: serde_json::Value,
 }
 
+/// Why an engine could not be loaded although its process lives; trying again will not help.
+#[derive(Clone, Debug, PartialEq, thiserror::Error, Serialize, serde::Deserialize)]
+#[error("{message}")]
+pub struct LoadError {
+    /// The fact and the value. No secret.
+    pub message: String,
+    /// Whatever the program wants to know of it (exit code, hint); opaque to the runtime.
+    pub detail: serde_json::Value,
+}
+
 /// One kind of work, as the supervisor sees it.
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
@@ -79,6 +89,24 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Expected time on the device, for prefetch and for refusing what cannot end in time; `None` when unknown.
     fn estimate(&self, work: &Self::Work, engine: &EngineReport) -> Option<Duration>;
+
+    /// Whether `engine` can run this job; asked where several devices differ.
+    fn suits(&self, work: &Self::Work, engine: &EngineReport) -> bool {
+        let _ = (work, engine);
+        true
+    }
+
+    /// How many times faster than the server's slowest acceptable worker `engine` is, where that is known. Above four,
+    /// jobs with long leases are popped early; without knowledge always just in time.
+    fn speed_slack(&self, engine: &EngineReport) -> Option<f64> {
+        let _ = engine;
+        None
+    }
+
+    /// The same submission without anything optional, for one more try after the server refused it as malformed.
+    fn minimal(&self, submission: &<Self::Kind as JobKind>::Submission) -> <Self::Kind as JobKind>::Submission {
+        submission.clone()
+    }
 
     /// Looks at one result before anybody else may see it and makes it ready to hand in. Fails closed.
     async fn check(&self, output: Self::Output) -> Result<Finished<<Self::Kind as JobKind>::Submission>, Fault>;

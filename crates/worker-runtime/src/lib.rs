@@ -1,3 +1,17 @@
 //! The life of a job, from pop to submit, for any kind of work. Knows no kind of job by name and no model.
+//!
+//! [`run`](run::run) is the whole worker: it asks for work, drives the devices, hands results in and keeps the ledger. A kind of
+//! work plugs in as a [`Backend`](backend::Backend), a device as a [`Device`](device::Device). The way of one job is
+//! `life::live`, one linear function.
 
 pub mod backend;
+pub mod device;
+pub mod engine;
+pub mod law;
+pub mod ledger;
+pub mod settings;
+pub mod status;
+
+pub use law::owner::{Command, Shutdown};
+pub use settings::{Clock, Controls, RunError, Settings, Summary};
+pub use status::Status;

@@ -78,7 +78,9 @@ impl Breaker {
             }
             JobEnd::Faulted { ours } => {
                 self.faults.push_back(now);
-                let pause = FIRST_PAUSE.saturating_mul(1 << self.n_any_in_a_row.min(4)).min(LONGEST_PAUSE);
+                let pause = FIRST_PAUSE
+                    .saturating_mul(1 << self.n_any_in_a_row.min(4))
+                    .min(LONGEST_PAUSE);
                 self.n_any_in_a_row = self.n_any_in_a_row.saturating_add(1);
                 self.pause_until = Some(now + pause);
                 if ours {
@@ -86,7 +88,8 @@ impl Breaker {
                     self.n_ours_in_a_row += 1;
                 }
                 let already_open = self.open_until.is_some_and(|until| now < until);
-                if ours && !already_open && (self.n_ours_in_a_row >= IN_A_ROW || self.faults_of_ours.len() >= PER_HOUR) {
+                if ours && !already_open && (self.n_ours_in_a_row >= IN_A_ROW || self.faults_of_ours.len() >= PER_HOUR)
+                {
                     let open = FIRST_OPEN.saturating_mul(1 << self.n_opened.min(5)).min(LONGEST_OPEN);
                     self.n_opened = self.n_opened.saturating_add(1);
                     self.open_until = Some(now + open);
@@ -98,7 +101,8 @@ impl Breaker {
     /// Until when popping rests, and why; `None` when it may go on.
     pub fn rest(&mut self, now: Instant) -> Option<(Instant, Rest)> {
         self.forget_before(now);
-        let budget = (self.faults.len() >= self.budget_per_hour).then(|| self.faults.front().map(|first| *first + HOUR));
+        let budget =
+            (self.faults.len() >= self.budget_per_hour).then(|| self.faults.front().map(|first| *first + HOUR));
         [
             (budget.flatten(), Rest::Budget),
             (self.open_until, Rest::Breaker),
@@ -117,7 +121,10 @@ impl Breaker {
 
     fn forget_before(&mut self, now: Instant) {
         for faults in [&mut self.faults, &mut self.faults_of_ours] {
-            while faults.front().is_some_and(|at| now.saturating_duration_since(*at) >= HOUR) {
+            while faults
+                .front()
+                .is_some_and(|at| now.saturating_duration_since(*at) >= HOUR)
+            {
                 faults.pop_front();
             }
         }
@@ -158,7 +165,13 @@ mod tests {
                     now = until;
                 }
                 if breaker.rest(now).is_none() {
-                    let end = if chance.unit() < 0.7 { JobEnd::Faulted { ours: chance.unit() < 0.5 } } else { JobEnd::Done };
+                    let end = if chance.unit() < 0.7 {
+                        JobEnd::Faulted {
+                            ours: chance.unit() < 0.5,
+                        }
+                    } else {
+                        JobEnd::Done
+                    };
                     breaker.on(end, now);
                     if end != JobEnd::Done {
                         faulted.push_back(now);

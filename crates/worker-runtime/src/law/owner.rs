@@ -64,7 +64,10 @@ impl Wish {
             (_, Command::Stop) => Self::Stop(Shutdown::Drain),
             (_, Command::Pause { for_, now: at_once }) => {
                 // A pause too long to be counted has no end.
-                Self::Pause { until: for_.and_then(|length| now.checked_add(length)), now: at_once }
+                Self::Pause {
+                    until: for_.and_then(|length| now.checked_add(length)),
+                    now: at_once,
+                }
             }
             (_, Command::Finish) => Self::Finish,
             (_, Command::Resume) => Self::Run,
@@ -99,12 +102,30 @@ mod tests {
     fn a_pause_ends_by_itself_or_by_resume_and_a_huge_one_never() {
         let now = Instant::now();
         let hour = Duration::from_secs(3600);
-        let paused = Wish::Run.on(Command::Pause { for_: Some(hour), now: false }, now);
+        let paused = Wish::Run.on(
+            Command::Pause {
+                for_: Some(hour),
+                now: false,
+            },
+            now,
+        );
         assert!(matches!(paused.at(now + hour / 2), Wish::Pause { .. }));
         assert_eq!(paused.at(now + hour), Wish::Run);
         assert_eq!(paused.on(Command::Resume, now), Wish::Run);
-        let endless = Wish::Run.on(Command::Pause { for_: Some(Duration::MAX), now: false }, now);
-        assert_eq!(endless, Wish::Pause { until: None, now: false });
+        let endless = Wish::Run.on(
+            Command::Pause {
+                for_: Some(Duration::MAX),
+                now: false,
+            },
+            now,
+        );
+        assert_eq!(
+            endless,
+            Wish::Pause {
+                until: None,
+                now: false
+            }
+        );
     }
 
     #[test]

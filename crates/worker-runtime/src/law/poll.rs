@@ -19,7 +19,14 @@ const LONGEST_LIVE_WAIT: Duration = Duration::from_secs(240);
 const PERMANENT_WAIT: Duration = Duration::from_secs(300);
 
 /// Skip reasons that waiting cannot cure: only another setting, account or model list can.
-const HOPELESS: [&str; 6] = ["models", "nsfw", "untrusted", "worker_id", "bridge_version", "performance"];
+const HOPELESS: [&str; 6] = [
+    "models",
+    "nsfw",
+    "untrusted",
+    "worker_id",
+    "bridge_version",
+    "performance",
+];
 
 /// How a pop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +67,9 @@ impl PollLaw {
                 Duration::ZERO
             }
             PopEnd::Empty { hopeless } => {
-                let quick = self.last_hit.is_some_and(|hit| now.saturating_duration_since(hit) < QUICK_FOR);
+                let quick = self
+                    .last_hit
+                    .is_some_and(|hit| now.saturating_duration_since(hit) < QUICK_FOR);
                 if quick {
                     return FLOOR;
                 }
@@ -103,7 +112,9 @@ mod tests {
         for s in 1..10 {
             assert_eq!(seconds(&mut law, EMPTY, start + Duration::from_secs(s)), 1.0);
         }
-        let later: Vec<f64> = (11..25).map(|s| seconds(&mut law, EMPTY, start + Duration::from_secs(s))).collect();
+        let later: Vec<f64> = (11..25)
+            .map(|s| seconds(&mut law, EMPTY, start + Duration::from_secs(s)))
+            .collect();
         assert!(later.windows(2).all(|pair| pair[0] <= pair[1]), "{later:?}");
         assert_eq!(later.last(), Some(&5.0));
     }
@@ -135,7 +146,9 @@ mod tests {
     #[test]
     fn f038_maintenance_is_polled_each_half_to_whole_minute() {
         for chance in [0.0, 0.5, 1.0] {
-            let wait = PollLaw::default().on(PopEnd::Maintenance, Instant::now(), chance).as_secs_f64();
+            let wait = PollLaw::default()
+                .on(PopEnd::Maintenance, Instant::now(), chance)
+                .as_secs_f64();
             assert!((30.0..=60.0).contains(&wait));
         }
     }
@@ -155,7 +168,10 @@ mod tests {
         let (mut law, now) = (PollLaw::default(), Instant::now());
         let wait = law.on(PopEnd::Asked(Duration::from_secs(20)), now, 0.0);
         assert_eq!(wait, Duration::from_secs(20));
-        assert_eq!(law.on(PopEnd::Asked(Duration::from_secs(1_000_000_000)), now, 1.0), LONGEST_LIVE_WAIT);
+        assert_eq!(
+            law.on(PopEnd::Asked(Duration::from_secs(1_000_000_000)), now, 1.0),
+            LONGEST_LIVE_WAIT
+        );
         assert_eq!(law.on(PopEnd::Permanent, now, 1.0), Duration::from_secs(300));
     }
 }

@@ -90,7 +90,10 @@ impl Lead {
     pub fn p95(&self) -> Duration {
         let mut sorted: Vec<Duration> = self.window.iter().copied().collect();
         sorted.sort();
-        sorted.get((sorted.len() * 95 / 100).min(sorted.len().saturating_sub(1))).copied().unwrap_or(Self::FIRST)
+        sorted
+            .get((sorted.len() * 95 / 100).min(sorted.len().saturating_sub(1)))
+            .copied()
+            .unwrap_or(Self::FIRST)
     }
 }
 
@@ -103,26 +106,47 @@ mod tests {
     }
 
     fn outlook(free: usize, busy: &[u64], coming: usize) -> Outlook {
-        Outlook { free, busy: busy.iter().map(|left| Some(s(*left))).collect(), coming, typical: Some(s(6)), lead: s(1) }
+        Outlook {
+            free,
+            busy: busy.iter().map(|left| Some(s(*left))).collect(),
+            coming,
+            typical: Some(s(6)),
+            lead: s(1),
+        }
     }
 
     #[test]
     fn a_free_slot_wants_a_job_now_and_a_busy_one_just_in_time() {
         let one = Prefetch { depth: 1, eager: false };
         assert_eq!(wait_until_pop(one, &outlook(1, &[], 0)), Some(Duration::ZERO));
-        assert_eq!(wait_until_pop(one, &outlook(0, &[20], 0)), Some(Duration::from_millis(17_500)));
+        assert_eq!(
+            wait_until_pop(one, &outlook(0, &[20], 0)),
+            Some(Duration::from_millis(17_500))
+        );
         assert_eq!(wait_until_pop(one, &outlook(0, &[1], 0)), Some(Duration::ZERO));
         assert_eq!(wait_until_pop(one, &outlook(0, &[1], 1)), None);
     }
 
     #[test]
     fn depth_zero_holds_nothing_and_depth_two_looks_one_job_further() {
-        assert_eq!(wait_until_pop(Prefetch { depth: 0, eager: true }, &outlook(0, &[0], 0)), None);
+        assert_eq!(
+            wait_until_pop(Prefetch { depth: 0, eager: true }, &outlook(0, &[0], 0)),
+            None
+        );
         let two = Prefetch { depth: 2, eager: false };
         let wait = wait_until_pop(two, &outlook(0, &[0], 1)).expect("room");
         assert_eq!(wait, Duration::from_millis(4_200));
         assert_eq!(wait_until_pop(two, &outlook(0, &[0], 2)), None);
-        assert!(wait_until_pop(Prefetch { depth: 200, eager: true }, &outlook(0, &[0], 2)).is_none());
+        assert!(
+            wait_until_pop(
+                Prefetch {
+                    depth: 200,
+                    eager: true
+                },
+                &outlook(0, &[0], 2)
+            )
+            .is_none()
+        );
     }
 
     #[test]
@@ -136,7 +160,10 @@ mod tests {
     #[test]
     fn no_device_wants_no_job_and_an_unknown_end_is_taken_as_near() {
         assert_eq!(wait_until_pop(Prefetch::default(), &Outlook::default()), None);
-        let unknown = Outlook { busy: vec![None], ..Outlook::default() };
+        let unknown = Outlook {
+            busy: vec![None],
+            ..Outlook::default()
+        };
         assert_eq!(wait_until_pop(Prefetch::default(), &unknown), Some(Duration::ZERO));
     }
 

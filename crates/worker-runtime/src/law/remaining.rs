@@ -55,7 +55,10 @@ impl Remaining {
             let at_last = Duration::from_secs_f64((f64::from(self.total.saturating_sub(self.done)) / rate).min(1e6));
             return Some(at_last.saturating_sub(now.saturating_duration_since(self.last)));
         }
-        Some(self.expected?.saturating_sub(now.saturating_duration_since(self.started)))
+        Some(
+            self.expected?
+                .saturating_sub(now.saturating_duration_since(self.started)),
+        )
     }
 }
 

@@ -14,9 +14,15 @@ pub struct Backoff {
 
 impl Backoff {
     /// For submits and uploads of a result whose time runs: 0.5..15 s.
-    pub const DELIVERY: Self = Self { floor: Duration::from_millis(500), ceiling: Duration::from_secs(15) };
+    pub const DELIVERY: Self = Self {
+        floor: Duration::from_millis(500),
+        ceiling: Duration::from_secs(15),
+    };
     /// For an engine that died: 1..60 s.
-    pub const ENGINE: Self = Self { floor: Duration::from_secs(1), ceiling: Duration::from_secs(60) };
+    pub const ENGINE: Self = Self {
+        floor: Duration::from_secs(1),
+        ceiling: Duration::from_secs(60),
+    };
 
     /// `None` when the floor is zero or above the ceiling.
     pub fn new(floor: Duration, ceiling: Duration) -> Option<Self> {
@@ -26,7 +32,10 @@ impl Backoff {
     /// The wait after failure number `n_failed` (from 1): never below the floor nor above the ceiling.
     pub fn wait(self, n_failed: u32, chance: f64) -> Duration {
         let doubled = self.floor.saturating_mul(1u32 << n_failed.clamp(1, 20));
-        doubled.min(self.ceiling).mul_f64(chance.clamp(0.0, 1.0)).max(self.floor)
+        doubled
+            .min(self.ceiling)
+            .mul_f64(chance.clamp(0.0, 1.0))
+            .max(self.floor)
     }
 }
 
@@ -47,7 +56,10 @@ const REFILL_PER_SECOND: f64 = 0.5;
 impl TokenBucket {
     /// A full bucket.
     pub fn new(now: Instant) -> Self {
-        Self { tokens: CAPACITY, filled_at: now }
+        Self {
+            tokens: CAPACITY,
+            filled_at: now,
+        }
     }
 
     /// Takes `cost` tokens. Where they are not there yet they are owed, and the answer is how long to wait for them.
@@ -69,7 +81,10 @@ mod tests {
         for n in [0, 1, 2, 7, u32::MAX] {
             for chance in [0.0, 0.5, 1.0] {
                 let wait = Backoff::DELIVERY.wait(n, chance);
-                assert!(wait >= Duration::from_millis(500) && wait <= Duration::from_secs(15), "{wait:?}");
+                assert!(
+                    wait >= Duration::from_millis(500) && wait <= Duration::from_secs(15),
+                    "{wait:?}"
+                );
             }
         }
         assert!(Backoff::DELIVERY.wait(1, 1.0) < Backoff::DELIVERY.wait(4, 1.0));

@@ -15,7 +15,10 @@ pub struct Patience {
 
 impl Default for Patience {
     fn default() -> Self {
-        Self { silence: Duration::from_secs(20), first_step: Duration::from_secs(90) }
+        Self {
+            silence: Duration::from_secs(20),
+            first_step: Duration::from_secs(90),
+        }
     }
 }
 
@@ -68,12 +71,18 @@ impl Watchdog {
             // An engine that reports nothing is given three times what the job should take.
             None => self.patience.first_step.max(self.expected.saturating_mul(3)),
         };
-        self.last_rise.checked_add(silence).map_or(self.lease_end, |at| at.min(self.lease_end))
+        self.last_rise
+            .checked_add(silence)
+            .map_or(self.lease_end, |at| at.min(self.lease_end))
     }
 
     /// Why it bites, in words.
     pub fn reason(&self, now: Instant) -> &'static str {
-        if now >= self.lease_end { "its time ran out on the device" } else { "the engine made no progress" }
+        if now >= self.lease_end {
+            "its time ran out on the device"
+        } else {
+            "the engine made no progress"
+        }
     }
 }
 
