@@ -5,13 +5,23 @@
 //! `life::live`, one linear function.
 
 pub mod backend;
+mod board;
+mod deliver;
 pub mod device;
 pub mod engine;
+mod job;
 pub mod law;
 pub mod ledger;
+mod life;
+mod publish;
+mod replay;
+pub mod run;
 pub mod settings;
+mod slots;
 pub mod status;
+mod workshop;
 
 pub use law::owner::{Command, Shutdown};
+pub use run::run;
 pub use settings::{Clock, Controls, RunError, Settings, Summary};
 pub use status::Status;
