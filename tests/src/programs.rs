@@ -30,21 +30,34 @@ pub fn built(name: &str) -> anyhow::Result<PathBuf> {
 impl Program {
     /// Starts `command`, which must run the program called `name`.
     pub fn start(name: &'static str, mut command: Command) -> anyhow::Result<Self> {
-        let child = command.stdin(Stdio::null()).kill_on_drop(true).spawn().with_context(|| format!("could not start `{name}`"))?;
+        let child = command
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("could not start `{name}`"))?;
         Ok(Self { name, child })
     }
 
     /// Starts `local-horde` on a free port and returns it with its base address, such as `http://127.0.0.1:40123/api`.
     pub async fn local_horde(arguments: &[&str]) -> anyhow::Result<(Self, String)> {
         let mut command = Command::new(built("local-horde")?);
-        command.args(["--port", "0"]).args(arguments).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        command
+            .args(["--port", "0"])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit());
         let mut program = Self::start("local-horde", command)?;
         let stdout = program.child.stdout.take().context("local-horde has no output")?;
         let mut lines = BufReader::new(stdout).lines();
         let address = tokio::time::timeout(Duration::from_secs(20), async {
             while let Some(line) = lines.next_line().await? {
                 if let Some(start) = line.find("http://") {
-                    return Ok(line[start..].split_whitespace().next().unwrap_or_default().trim_end_matches('/').to_owned());
+                    return Ok(line[start..]
+                        .split_whitespace()
+                        .next()
+                        .unwrap_or_default()
+                        .trim_end_matches('/')
+                        .to_owned());
                 }
             }
             bail!("local-horde ended without telling its address")
@@ -52,7 +65,11 @@ impl Program {
         .await
         .context("local-horde did not tell its address within 20 s")??;
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let base = if address.ends_with("/api") { address } else { format!("{address}/api") };
+        let base = if address.ends_with("/api") {
+            address
+        } else {
+            format!("{address}/api")
+        };
         Ok((program, base))
     }
 

@@ -37,7 +37,10 @@ async fn main() -> ExitCode {
     match outcome {
         Ok((report, complete)) => {
             if arguments.json {
-                println!("{}", serde_json::to_string(&report).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}")));
+                println!(
+                    "{}",
+                    serde_json::to_string(&report).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
+                );
             }
             if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }

@@ -2,3 +2,4 @@
 
 pub mod report;
 pub mod scribe;
+pub mod stage;

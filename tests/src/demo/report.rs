@@ -25,6 +25,9 @@ pub struct Report {
 impl Report {
     /// Whether every request was answered and nothing was handed back or lost.
     pub fn complete(&self, requests: usize) -> bool {
-        self.outputs.len() == requests && self.outputs.iter().all(|one| one["answered"] == true) && self.faulted == 0 && self.expired == 0
+        self.outputs.len() == requests
+            && self.outputs.iter().all(|one| one["answered"] == true)
+            && self.faulted == 0
+            && self.expired == 0
     }
 }

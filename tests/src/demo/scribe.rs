@@ -1,6 +1,12 @@
 //! Text: a real language model answers short, long, stopped, emoji, CJK and very long prompts, several at once.
 
+use std::time::Duration;
+
+use anyhow::Context;
 use serde_json::{Value, json};
+
+use crate::demo::report::Report;
+use crate::demo::stage::Stage;
 
 /// Name under which requests ask for the demo model and the worker offers it.
 pub const MODEL: &str = "koboldcpp/SmolLM2-135M-Instruct";
@@ -13,6 +19,79 @@ pub struct Ask {
     pub prompt: String,
     /// Text parameters of the request.
     pub params: Value,
+}
+
+/// Runs the demo. True if every request was answered and nothing was handed back or lost.
+pub async fn show(timeout: Duration) -> anyhow::Result<(Report, bool)> {
+    let asks = asks();
+    let mut stage = Stage::set("scribe", &[]).await?;
+    let mut ids = Vec::new();
+    for ask in &asks {
+        let body = json!({ "prompt": ask.prompt, "params": ask.params, "models": [MODEL] });
+        ids.push(
+            stage
+                .requester
+                .file("generate/text/async", &body)
+                .await
+                .with_context(|| format!("filing \"{}\"", ask.title))?,
+        );
+    }
+    println!("{} requests are waiting; scribe is at work.\n", asks.len());
+    let results = stage.finished("generate/text/status", &ids, timeout).await?;
+    let mut outputs = Vec::new();
+    for (ask, result) in asks.iter().zip(&results) {
+        let text = result["generations"][0]["text"].as_str();
+        let kudos = result["kudos"].as_f64().unwrap_or(0.0);
+        println!(
+            "── {} ({kudos:.2} kudos)\n{}\n→ {}\n",
+            ask.title,
+            shortened(&ask.prompt),
+            text.map_or("(no answer)", str::trim)
+        );
+        outputs.push(json!({ "title": ask.title, "prompt": ask.prompt, "text": text, "kudos": kudos, "answered": text.is_some_and(|text| !text.trim().is_empty()) }));
+    }
+    let books = stage.close().await?;
+    let count = |name: &str| books.summary[name].as_u64().unwrap_or(0);
+    let totals = &books.status["totals"];
+    let report = Report {
+        worker: "scribe",
+        submitted: count("accepted"),
+        faulted: count("faulted"),
+        expired: count("expired") + count("open"),
+        busy_fraction: books.status["busy_fraction"].as_f64().unwrap_or(0.0),
+        kudos: books.summary["kudos"].as_f64().unwrap_or(0.0),
+        outputs,
+    };
+    let busy_seconds = report.busy_fraction * books.status["uptime_s"].as_f64().unwrap_or(0.0);
+    let tokens = totals["units"].as_f64().unwrap_or(0.0);
+    println!(
+        "{} answered, {} handed back, {} lost; {tokens:.0} tokens at {:.1} tokens/s while busy ({:.0} % of the time); {:.2} kudos",
+        report.submitted,
+        report.faulted,
+        report.expired,
+        if busy_seconds > 0.0 { tokens / busy_seconds } else { 0.0 },
+        100.0 * report.busy_fraction,
+        report.kudos
+    );
+    let complete = report.complete(asks.len());
+    Ok((report, complete))
+}
+
+/// A prompt on few lines: long ones lose their middle.
+fn shortened(prompt: &str) -> String {
+    const SHOWN: usize = 160;
+    let n_chars = prompt.chars().count();
+    if n_chars <= 2 * SHOWN {
+        return prompt.trim().to_owned();
+    }
+    let head: String = prompt.chars().take(SHOWN).collect();
+    let tail: String = prompt.chars().skip(n_chars - SHOWN).collect();
+    format!(
+        "{}\n  … {} characters …\n{}",
+        head.trim(),
+        n_chars - 2 * SHOWN,
+        tail.trim()
+    )
 }
 
 fn chat(text: &str) -> String {
@@ -31,27 +110,51 @@ pub fn asks() -> Vec<Ask> {
         merged
     };
     vec![
-        Ask { title: "a short question", prompt: chat("What is the capital of France?"), params: greedy.clone() },
-        Ask { title: "a longer story", prompt: chat("Write a short story about a lighthouse keeper and a storm."), params: lively.clone() },
+        Ask {
+            title: "a short question",
+            prompt: chat("What is the capital of France?"),
+            params: greedy.clone(),
+        },
+        Ask {
+            title: "a longer story",
+            prompt: chat("Write a short story about a lighthouse keeper and a storm."),
+            params: lively.clone(),
+        },
         Ask {
             title: "stop sequence: ends at the first full stop",
             prompt: "The three primary colours are".to_owned(),
             params: with(&greedy, json!({"stop_sequence": ["."]})),
         },
-        Ask { title: "emoji", prompt: chat("Describe this in one sentence: 🦊🌧️☂️"), params: greedy.clone() },
-        Ask { title: "Chinese and Japanese", prompt: chat("Translate to English: 你好，世界。猫が好きです。"), params: greedy.clone() },
+        Ask {
+            title: "emoji",
+            prompt: chat("Describe this in one sentence: 🦊🌧️☂️"),
+            params: greedy.clone(),
+        },
+        Ask {
+            title: "Chinese and Japanese",
+            prompt: chat("Translate to English: 你好，世界。猫が好きです。"),
+            params: greedy.clone(),
+        },
         Ask {
             title: "one line only",
             prompt: chat("List three kinds of trees."),
             params: with(&greedy, json!({"singleline": true})),
         },
-        Ask { title: "a prompt of 6,000 characters", prompt: long_prompt(6_000), params: with(&greedy, json!({"max_context_length": 4096})) },
+        Ask {
+            title: "a prompt of 6,000 characters",
+            prompt: long_prompt(6_000),
+            params: with(&greedy, json!({"max_context_length": 4096})),
+        },
         Ask {
             title: "a prompt longer than its context, cut from the left",
             prompt: long_prompt(6_000),
             params: with(&greedy, json!({"max_context_length": 512})),
         },
-        Ask { title: "one of two at once", prompt: chat("Give me a recipe for pancakes."), params: lively.clone() },
+        Ask {
+            title: "one of two at once",
+            prompt: chat("Give me a recipe for pancakes."),
+            params: lively.clone(),
+        },
         Ask {
             title: "the other of two at once",
             prompt: chat("Why is the sky blue?"),
@@ -68,7 +171,10 @@ fn long_prompt(n_chars: usize) -> String {
     let mut body = String::new();
     let room = n_chars - head.len() - tail.len();
     for day in 1.. {
-        let line = format!("Day {day}: the {} was watered in the morning.\n", plants[day % plants.len()]);
+        let line = format!(
+            "Day {day}: the {} was watered in the morning.\n",
+            plants[day % plants.len()]
+        );
         if body.len() + line.len() > room {
             break;
         }

@@ -1,0 +1,120 @@
+//! The stage of every demo: a Horde on this machine, the real worker program beside it, and the book of both.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use local_horde::{CLIENT_KEY, WORKER_KEY};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tokio::process::Command;
+
+use crate::programs::{Program, built};
+use crate::requester::Requester;
+
+/// How long a worker may take to end after it was asked to.
+const FAREWELL: Duration = Duration::from_secs(60);
+
+/// A Horde and a worker that serves it.
+pub struct Stage {
+    /// Asks on behalf of the public.
+    pub requester: Requester,
+    base: String,
+    worker: Program,
+    state: tempfile::TempDir,
+    _horde: Program,
+}
+
+/// What the books say at the end.
+pub struct Books {
+    /// The server's counts.
+    pub summary: Value,
+    /// The worker's last status.
+    pub status: Value,
+}
+
+impl Stage {
+    /// Starts `local-horde`, files nothing, and starts `worker` with `extra` in its environment.
+    pub async fn set(worker: &'static str, extra: &[(&str, &str)]) -> anyhow::Result<Self> {
+        let (horde, base) = Program::local_horde(&["--no-rate-limits"]).await?;
+        let requester = Requester::new(&base, CLIENT_KEY)?;
+        let state = tempfile::tempdir().context("no folder for the worker's state")?;
+        let worker = start_worker(worker, &base, state.path(), extra)?;
+        Ok(Self {
+            requester,
+            base,
+            worker,
+            state,
+            _horde: horde,
+        })
+    }
+
+    /// The worker's process id.
+    pub fn worker_pid(&self) -> Option<u32> {
+        self.worker.pid()
+    }
+
+    /// Folder of the worker's state.
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// Waits for each request in turn; ends early when the worker does.
+    pub async fn finished(&mut self, route: &str, ids: &[String], timeout: Duration) -> anyhow::Result<Vec<Value>> {
+        let until = Instant::now() + timeout;
+        let mut results = Vec::new();
+        for id in ids {
+            loop {
+                if let Some(status) = self.worker.ended()? {
+                    bail!("the worker ended by itself ({status}); its log is above");
+                }
+                let soon = (Instant::now() + Duration::from_secs(2)).min(until);
+                let result = self.requester.finished(route, id, soon).await?;
+                let over = result["done"] == true
+                    || result["faulted"] == true
+                    || matches!(result["state"].as_str(), Some("done" | "partial" | "faulted"));
+                if over || Instant::now() >= until {
+                    results.push(result);
+                    break;
+                }
+            }
+        }
+        Ok(results)
+    }
+
+    /// Asks the worker to end as a service manager does, and reads both books.
+    pub async fn close(mut self) -> anyhow::Result<Books> {
+        self.worker.signal(Signal::SIGTERM)?;
+        let exit = self.worker.wait(FAREWELL).await?;
+        if !exit.success() {
+            bail!("the worker ended with {exit}");
+        }
+        let ledger = self
+            .requester
+            .fetch(&format!("{}/local/ledger", self.base.trim_end_matches("/api")))
+            .await?;
+        let ledger: Value = serde_json::from_slice(&ledger)?;
+        let status = std::fs::read(self.state.path().join("status.json")).context("the worker left no status.json")?;
+        Ok(Books {
+            summary: ledger["summary"].clone(),
+            status: serde_json::from_slice(&status)?,
+        })
+    }
+}
+
+/// Starts a worker program against `base`. Its log goes to this program's own error output.
+pub fn start_worker(worker: &'static str, base: &str, state: &Path, extra: &[(&str, &str)]) -> anyhow::Result<Program> {
+    let mut command = Command::new(built(worker)?);
+    command
+        .arg("run")
+        .env("HORDE_URL", base)
+        .env("HORDE_API_KEY", WORKER_KEY)
+        .env("HORDE_WORKER_NAME", format!("demo {worker}"))
+        .env("HORDE_STATE_DIR", state)
+        .env("XDG_CONFIG_HOME", state.join("config"))
+        .envs(extra.iter().copied())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit());
+    Program::start(worker, command)
+}
