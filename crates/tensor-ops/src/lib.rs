@@ -1,1 +1,20 @@
 //! Fused kernels over candle-core (convolution, attention, norms), chosen by device behind one seam. Knows no model and no file.
+//!
+//! Every function takes and gives candle tensors of one dtype (f32, f16 or bf16) on one device. Shapes stand in each
+//! function's first lines; a shape that does not fit is an error, never a panic. Sums that decide accuracy (norms,
+//! softmax) are made in f32 whatever the dtype. Inputs need not be contiguous.
+
+mod activation;
+mod attention;
+mod conv;
+mod linear;
+mod norm;
+mod resample;
+mod widen;
+
+pub use activation::{Activation, geglu, gelu_erf, quick_gelu, silu};
+pub use attention::{Attention, attention};
+pub use conv::{Conv, conv2d, conv2d_act};
+pub use linear::{linear, linear_act};
+pub use norm::{GroupNorm, group_norm, layer_norm};
+pub use resample::{pixel_shuffle, pixel_unshuffle, upsample_nearest};
