@@ -1,3 +1,4 @@
 //! The server's promises, as a worker of another author would meet them.
 
 mod rules;
+mod sdk;
