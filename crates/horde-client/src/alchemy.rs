@@ -82,8 +82,8 @@ words! {
 pub struct PopResponse {
     #[serde(deserialize_with = "or_default")]
     forms: Vec<Value>,
-    #[serde(deserialize_with = "or_default")]
-    skipped: BTreeMap<String, Value>,
+    #[serde(deserialize_with = "lenient")]
+    skipped: Option<BTreeMap<String, Value>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -159,7 +159,7 @@ impl JobKind for Alchemy {
         }
         Popped {
             jobs,
-            skipped: notices::counts(response.skipped),
+            skipped: notices::counts(response.skipped.unwrap_or_default()),
             messages: Vec::new(),
         }
     }

@@ -15,7 +15,7 @@ use crate::ids::GenerationId;
 use crate::kind::{JobKind, Popped};
 use crate::recover;
 use crate::secret::{ApiKey, SignedUrl};
-use crate::transport::{Request, RequestClass, Response, Transport, TransportError};
+use crate::transport::{Request, RequestClass, Response, Transport, TransportError, Watch};
 
 const POP_DEADLINE: Duration = Duration::from_secs(40);
 const SUBMIT_DEADLINE: Duration = Duration::from_secs(60);
@@ -138,6 +138,16 @@ pub struct ModelDemand {
     pub eta: Option<f64>,
 }
 
+/// Modes of the whole service. Its maintenance stops requesters, not workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Modes {
+    /// No requests are taken.
+    pub maintenance_mode: Option<bool>,
+    /// Only invited workers may join.
+    pub invite_only_mode: Option<bool>,
+}
+
 impl Client {
     /// A client that sends through `transport`.
     pub fn new(transport: Arc<dyn Transport>, config: ClientConfig) -> Self {
@@ -198,17 +208,13 @@ impl Client {
 
     /// Puts a result where the server said. Any success status will do; everything else is an error of the storage.
     pub async fn upload(&self, target: &SignedUrl, bytes: Bytes) -> Result<(), ApiError> {
-        let deadline = Duration::from_secs(30 + bytes.len() as u64 / SLOWEST_UPLOAD_BYTES_PER_SECOND);
-        let request = Request {
-            method: Method::PUT,
-            url: target.expose().clone(),
-            headers: HeaderMap::new(),
-            body: bytes,
-            class: RequestClass::ObjectStore,
-            deadline,
-            max_body_bytes: SUBMIT_CAP,
-        };
-        successful(self.transport.send(request).await?).map(drop)
+        successful(self.transport.send(upload_of(target, bytes)).await?).map(drop)
+    }
+
+    /// Like [`Client::upload`], telling `watch` how far it is.
+    pub async fn upload_watched(&self, target: &SignedUrl, bytes: Bytes, watch: Watch) -> Result<(), ApiError> {
+        let request = upload_of(target, bytes);
+        successful(self.transport.send_watched(request, watch).await?).map(drop)
     }
 
     /// Fetches a source from the object store or from an address a stranger chose; the latter is guarded.
@@ -218,16 +224,20 @@ impl Client {
         class: RequestClass,
         limits: DownloadLimits,
     ) -> Result<Bytes, ApiError> {
-        let request = Request {
-            method: Method::GET,
-            url: source.expose().clone(),
-            headers: HeaderMap::new(),
-            body: Bytes::new(),
-            class,
-            deadline: limits.deadline,
-            max_body_bytes: limits.max_bytes,
-        };
+        let request = download_of(source, class, limits);
         Ok(successful(self.transport.send(request).await?)?.body)
+    }
+
+    /// Like [`Client::download`], telling `watch` how far it is.
+    pub async fn download_watched(
+        &self,
+        source: &SignedUrl,
+        class: RequestClass,
+        limits: DownloadLimits,
+        watch: Watch,
+    ) -> Result<Bytes, ApiError> {
+        let request = download_of(source, class, limits);
+        Ok(successful(self.transport.send_watched(request, watch).await?)?.body)
     }
 
     /// The account behind the key. 404 `UserNotFound` for an unknown one.
@@ -275,7 +285,16 @@ impl Client {
 
     /// Whether the service is up; answers without a key and outside the rate limits.
     pub async fn heartbeat(&self) -> Result<Value, ApiError> {
-        let url = self.address("/v2/status/heartbeat")?;
+        self.read_without_key("/v2/status/heartbeat").await
+    }
+
+    /// Whether the whole Horde is in maintenance or invite-only. Goes without a key: one of no moderator is refused.
+    pub async fn modes(&self) -> Result<Modes, ApiError> {
+        self.read_without_key("/v2/status/modes").await
+    }
+
+    async fn read_without_key<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        let url = self.address(path)?;
         let response = self
             .send(Method::GET, url, HeaderMap::new(), None, (READ_DEADLINE, READ_CAP))
             .await?;
@@ -341,6 +360,30 @@ impl Client {
             }
             .into()
         })
+    }
+}
+
+fn upload_of(target: &SignedUrl, bytes: Bytes) -> Request {
+    Request {
+        method: Method::PUT,
+        url: target.expose().clone(),
+        headers: HeaderMap::new(),
+        deadline: Duration::from_secs(30 + bytes.len() as u64 / SLOWEST_UPLOAD_BYTES_PER_SECOND),
+        body: bytes,
+        class: RequestClass::ObjectStore,
+        max_body_bytes: SUBMIT_CAP,
+    }
+}
+
+fn download_of(source: &SignedUrl, class: RequestClass, limits: DownloadLimits) -> Request {
+    Request {
+        method: Method::GET,
+        url: source.expose().clone(),
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+        class,
+        deadline: limits.deadline,
+        max_body_bytes: limits.max_bytes,
     }
 }
 

@@ -87,10 +87,24 @@ pub enum SlowReason {
     Address,
 }
 
+impl StopReason {
+    /// What the owner changes before the worker can go on.
+    pub fn hint(self) -> &'static str {
+        match self {
+            Self::Key => "set the API key of a registered account",
+            Self::Name => "choose another worker name: one per program, not taken by anybody, and a plain bridge agent",
+            Self::Settings => "write priority users as `alias#id` and models as the reference names them",
+            Self::Account => "stop other workers of this account or address, or ask the Horde's team for leave",
+        }
+    }
+}
+
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct ErrorBody {
+    #[serde(deserialize_with = "crate::tolerant::lenient")]
     rc: Option<String>,
+    #[serde(deserialize_with = "crate::tolerant::lenient")]
     message: Option<String>,
     errors: Option<serde_json::Value>,
 }
@@ -277,6 +291,46 @@ mod tests {
         assert_eq!(wait("soon"), None);
         assert_eq!(wait("-4"), None);
         assert_eq!(asked_wait(&headers(&[("x-ratelimit-reset", "NaN")])), None);
+    }
+
+    #[test]
+    fn f032_f033_f034_what_is_over_is_told_apart_from_what_may_be_retried() {
+        let refused = |status: u16, body: &str| {
+            let status = StatusCode::from_u16(status).expect("a status");
+            ApiError::of_answer(status, &HeaderMap::new(), body.as_bytes())
+        };
+        let gone = refused(
+            404,
+            r#"{"message": "You have requested this URI but did you mean", "rc": "InvalidJobID"}"#,
+        );
+        assert!(gone.class() == ErrorClass::Gone && !gone.is_transient());
+        assert_eq!(refused(410, "").class(), ErrorClass::Gone);
+        let twice = refused(400, r#"{"message": "x", "rc": "DuplicateGen"}"#);
+        assert!(twice.class() == ErrorClass::AlreadyAccepted && !twice.is_transient());
+        let schema = refused(
+            400,
+            r#"{"errors": {"seed": "'seed' is a required property"}, "message": "failed"}"#,
+        );
+        assert!(schema.class() == ErrorClass::BadRequest && schema.to_string().contains("'seed'"));
+        // English text decides nothing, and a code of the wrong type does not hide the status.
+        let text_only = refused(400, r#"{"message": "DuplicateGen InvalidAPIKey", "rc": 7}"#);
+        assert!(text_only.class() == ErrorClass::BadRequest && text_only.to_string().contains("InvalidAPIKey"));
+    }
+
+    #[test]
+    fn f012_without_retry_after_the_reset_time_counts() {
+        let reset = jiff::Timestamp::now().as_second() + 40;
+        let wait = asked_wait(&headers(&[("x-ratelimit-reset", &reset.to_string())])).expect("a wait");
+        assert!((38..=40).contains(&wait.as_secs()), "{wait:?}");
+        let limited = classify(StatusCode::TOO_MANY_REQUESTS, None, &headers(&[("retry-after", "0")]));
+        let pace = Duration::from_secs(1);
+        assert_eq!(
+            limited,
+            ErrorClass::SlowDown {
+                wait: pace,
+                why: SlowReason::RateLimit
+            }
+        );
     }
 
     #[test]

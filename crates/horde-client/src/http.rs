@@ -9,12 +9,14 @@ use bytes::{Bytes, BytesMut};
 use url::Url;
 
 use crate::guard::Guard;
-use crate::transport::{Request, RequestClass, Response, Transport, TransportError};
+use crate::transport::{Request, RequestClass, Response, Transferred, Transport, TransportError, Watch};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections are not kept longer, so that a change of address is noticed.
 const POOL_IDLE: Duration = Duration::from_secs(50);
 const MOST_REDIRECTS: usize = 3;
+/// Pieces in which a watched upload is handed to the connection.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// What the transport may do beyond public https.
 #[derive(Clone, Debug, Default)]
@@ -47,16 +49,21 @@ impl HttpTransport {
         })
     }
 
-    async fn to_the_horde(&self, client: &reqwest::Client, request: Request) -> Result<Response, TransportError> {
+    async fn to_the_horde(
+        &self,
+        client: &reqwest::Client,
+        request: Request,
+        watch: Option<&Watch>,
+    ) -> Result<Response, TransportError> {
         if request.url.scheme() != "https" && !(self.settings.allow_loopback && is_loopback(&request.url)) {
             return Err(TransportError::Refused {
                 reason: format!("`{}` addresses are only used on this machine", request.url.scheme()),
             });
         }
-        exchange(client, &request).await
+        exchange(client, &request, watch).await
     }
 
-    async fn to_a_stranger(&self, mut request: Request) -> Result<Response, TransportError> {
+    async fn to_a_stranger(&self, mut request: Request, watch: Option<&Watch>) -> Result<Response, TransportError> {
         let guard = Guard {
             allow_http: self.settings.allow_loopback,
             allow_loopback: self.settings.allow_loopback,
@@ -77,7 +84,7 @@ impl HttpTransport {
             let client = pinned
                 .build()
                 .map_err(|error| TransportError::Refused { reason: plain(&error) })?;
-            let response = exchange(&client, &request).await?;
+            let response = exchange(&client, &request, watch).await?;
             if !response.status.is_redirection() {
                 return Ok(response);
             }
@@ -93,15 +100,15 @@ impl HttpTransport {
     }
 }
 
-#[async_trait]
-impl Transport for HttpTransport {
-    async fn send(&self, request: Request) -> Result<Response, TransportError> {
+impl HttpTransport {
+    async fn carry(&self, request: Request, watch: Option<Watch>) -> Result<Response, TransportError> {
+        let watch = watch.as_ref();
         let (host, deadline) = (host_of(&request.url), request.deadline);
         let exchange = async {
             match request.class {
-                RequestClass::Api => self.to_the_horde(&self.api, request).await,
-                RequestClass::ObjectStore => self.to_the_horde(&self.store, request).await,
-                RequestClass::Stranger => self.to_a_stranger(request).await,
+                RequestClass::Api => self.to_the_horde(&self.api, request, watch).await,
+                RequestClass::ObjectStore => self.to_the_horde(&self.store, request, watch).await,
+                RequestClass::Stranger => self.to_a_stranger(request, watch).await,
             }
         };
         // One deadline around everything: idle time-outs never end a slow drip.
@@ -111,11 +118,27 @@ impl Transport for HttpTransport {
     }
 }
 
+#[async_trait]
+impl Transport for HttpTransport {
+    async fn send(&self, request: Request) -> Result<Response, TransportError> {
+        self.carry(request, None).await
+    }
+
+    async fn send_watched(&self, request: Request, watch: Watch) -> Result<Response, TransportError> {
+        self.carry(request, Some(watch)).await
+    }
+}
+
 fn builder(settings: &HttpSettings) -> Result<reqwest::ClientBuilder, String> {
     let builder = reqwest::Client::builder()
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .referer(false)
+        // Whatever features other crates switch on: a body is never unpacked, so a cap on it is a cap.
+        .no_gzip()
+        .no_brotli()
+        .no_zstd()
+        .no_deflate()
         .connect_timeout(CONNECT_TIMEOUT)
         .pool_idle_timeout(POOL_IDLE)
         .user_agent(settings.user_agent.clone());
@@ -125,7 +148,11 @@ fn builder(settings: &HttpSettings) -> Result<reqwest::ClientBuilder, String> {
     }
 }
 
-async fn exchange(client: &reqwest::Client, request: &Request) -> Result<Response, TransportError> {
+async fn exchange(
+    client: &reqwest::Client,
+    request: &Request,
+    watch: Option<&Watch>,
+) -> Result<Response, TransportError> {
     let host = host_of(&request.url);
     let mut headers = request.headers.clone();
     if request.method == Method::PUT {
@@ -135,7 +162,7 @@ async fn exchange(client: &reqwest::Client, request: &Request) -> Result<Respons
     let mut answer = client
         .request(request.method.clone(), request.url.clone())
         .headers(headers)
-        .body(request.body.clone())
+        .body(body_of(request, watch))
         .send()
         .await
         .map_err(|error| transport_error(&error, &host))?;
@@ -144,18 +171,49 @@ async fn exchange(client: &reqwest::Client, request: &Request) -> Result<Respons
         std::mem::take(answer.headers_mut()),
         request.max_body_bytes,
     );
+    // Told before the body comes, and only told: it is shown, never allocated for.
+    let total_bytes = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let watch = watch.filter(|_| request.method == Method::GET);
     let mut body = BytesMut::new();
     while let Some(chunk) = answer.chunk().await.map_err(|error| transport_error(&error, &host))? {
         if body.len() + chunk.len() > limit {
             return Err(TransportError::TooLarge { host, limit });
         }
         body.extend_from_slice(&chunk);
+        if let Some(watch) = watch {
+            watch(Transferred {
+                done_bytes: body.len() as u64,
+                total_bytes,
+            });
+        }
     }
     Ok(Response {
         status,
         headers,
         body: Bytes::from(body),
     })
+}
+
+/// The body as it is, or in pieces that are counted as the connection takes them.
+fn body_of(request: &Request, watch: Option<&Watch>) -> reqwest::Body {
+    let Some(watch) = watch.filter(|_| request.method == Method::PUT).cloned() else {
+        return request.body.clone().into();
+    };
+    let total = request.body.len() as u64;
+    let mut rest = request.body.clone();
+    reqwest::Body::wrap_stream(futures_util::stream::iter(std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+        watch(Transferred {
+            done_bytes: total - rest.len() as u64,
+            total_bytes: Some(total),
+        });
+        Some(Ok::<_, std::convert::Infallible>(piece))
+    })))
 }
 
 fn transport_error(error: &reqwest::Error, host: &str) -> TransportError {

@@ -122,10 +122,10 @@ pub struct PopResponse {
     extra_source_images: Vec<ExtraSource>,
     #[serde(deserialize_with = "lenient")]
     ttl: Option<u64>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "lenient_list")]
     messages: Vec<WireMessage>,
-    #[serde(deserialize_with = "or_default")]
-    skipped: BTreeMap<String, Value>,
+    #[serde(deserialize_with = "lenient")]
+    skipped: Option<BTreeMap<String, Value>>,
 }
 
 /// What an image job asks for.
@@ -340,7 +340,7 @@ impl JobKind for Image {
         };
         Popped {
             jobs,
-            skipped: notices::counts(response.skipped),
+            skipped: notices::counts(response.skipped.unwrap_or_default()),
             messages: notices::messages(response.messages),
         }
     }

@@ -67,8 +67,18 @@ fn ids_of_value(value: &Value) -> Vec<String> {
     ids
 }
 
-/// Ids in a cut body: strings shaped like ids that follow the keys `id` or `ids`.
+/// Ids in a cut body: strings shaped like ids that follow the keys `id` or `ids`, but not those of operators' messages.
 fn ids_of_fragment(text: &str) -> Vec<String> {
+    let (before, after) = text.split_once("\"messages\"").unwrap_or((text, ""));
+    let after = after.split_once(']').map_or("", |(_, after)| after);
+    let mut ids = ids_of_part(before);
+    ids.extend(ids_of_part(after));
+    ids.sort();
+    ids.dedup();
+    ids
+}
+
+fn ids_of_part(text: &str) -> Vec<String> {
     let mut ids = Vec::new();
     for key in ["\"id\"", "\"ids\""] {
         for (at, _) in text.match_indices(key) {
@@ -85,8 +95,6 @@ fn ids_of_fragment(text: &str) -> Vec<String> {
             ids.extend(list.split('"').filter(|part| is_id(part)).map(str::to_owned));
         }
     }
-    ids.sort();
-    ids.dedup();
     ids
 }
 

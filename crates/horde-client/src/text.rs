@@ -81,10 +81,10 @@ pub struct PopResponse {
     chat: Option<bool>,
     #[serde(deserialize_with = "lenient")]
     ttl: Option<u64>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "lenient_list")]
     messages: Vec<WireMessage>,
-    #[serde(deserialize_with = "or_default")]
-    skipped: BTreeMap<String, Value>,
+    #[serde(deserialize_with = "lenient")]
+    skipped: Option<BTreeMap<String, Value>>,
 }
 
 /// What a text job asks for.
@@ -231,7 +231,7 @@ impl JobKind for Text {
         };
         Popped {
             jobs,
-            skipped: notices::counts(response.skipped),
+            skipped: notices::counts(response.skipped.unwrap_or_default()),
             messages: notices::messages(response.messages),
         }
     }

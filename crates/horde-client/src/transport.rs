@@ -77,6 +77,25 @@ pub trait Transport: Send + Sync + 'static {
     /// # Cancellation
     /// Dropping the future of a pop may lose a job the server has already assigned: spawn it and consume its result.
     async fn send(&self, request: Request) -> Result<Response, TransportError>;
+
+    /// Like [`Transport::send`], and tells `watch` how far the transfer is. A transport that moves whole bodies at once
+    /// tells nothing.
+    async fn send_watched(&self, request: Request, watch: Watch) -> Result<Response, TransportError> {
+        drop(watch);
+        self.send(request).await
+    }
+}
+
+/// Called while a body is sent or received. Runs on the transfer's task: it must not block.
+pub type Watch = std::sync::Arc<dyn Fn(Transferred) + Send + Sync>;
+
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transferred {
+    /// Bytes of body handed to or read from the connection so far.
+    pub done_bytes: u64,
+    /// Bytes in all; of a download only where the server told, and then as it told.
+    pub total_bytes: Option<u64>,
 }
 
 impl std::fmt::Debug for Request {

@@ -119,6 +119,68 @@ async fn f013_html_of_a_gateway_is_retried() {
     }
 }
 
+const ID_1: &str = "11111111-1111-1111-1111-111111111111";
+const ID_2: &str = "22222222-2222-2222-2222-222222222222";
+
+async fn pop_image(body: Value) -> horde_client::kind::Popped<image::Payload> {
+    client(Canned(StatusCode::OK, body.to_string().into_bytes()))
+        .pop::<Image>(&image::PopRequest::default())
+        .await
+        .expect("an answer")
+}
+
+#[tokio::test]
+async fn f045_an_id_named_twice_is_one_generation() {
+    let popped = pop_image(json!({ "ids": [ID_1, ID_1, ID_2], "payload": {} })).await;
+    let found: Vec<_> = popped.jobs[0].generations.iter().map(|one| one.id.0.as_str()).collect();
+    assert_eq!(found, [ID_1, ID_2]);
+}
+
+#[tokio::test]
+async fn f046_ids_without_an_upload_target_stay_generations_of_their_own() {
+    let popped = pop_image(json!({ "ids": [ID_1, ID_2], "r2_uploads": ["https://store.invalid/1"] })).await;
+    let targets: Vec<_> = popped.jobs[0]
+        .generations
+        .iter()
+        .map(|one| one.upload.is_some())
+        .collect();
+    assert_eq!(targets, [true, false]);
+}
+
+#[tokio::test]
+async fn f047_a_payload_without_an_id_is_no_job_and_an_id_without_a_payload_is_one() {
+    let none = pop_image(json!({ "id": null, "ids": [], "payload": { "width": 512, "seed": "1" } })).await;
+    assert!(none.jobs.is_empty());
+    let popped = pop_image(json!({ "id": ID_1, "payload": null, "model": null })).await;
+    let job = &popped.jobs[0];
+    assert!(job.payload.is_err() && job.model.is_none() && job.generations[0].id.0 == ID_1);
+}
+
+#[tokio::test]
+async fn f050_keys_that_come_and_go_do_not_matter() {
+    let popped = pop_image(json!({
+        "id": ID_1, "payload": { "prompt": "a", "seed": 5, "news": {} }, "traceparent": "00-1", "messages": "soon",
+        "skipped": ["a"]
+    }))
+    .await;
+    let job = &popped.jobs[0];
+    let payload = job.payload.as_ref().expect("a payload");
+    assert!(job.ttl.is_none() && popped.messages.is_empty() && popped.skipped.is_empty());
+    assert_eq!(
+        (payload.params.prompt.as_deref(), payload.params.seed),
+        (Some("a"), Some(5))
+    );
+}
+
+#[test]
+fn f015_the_id_of_a_message_in_a_cut_answer_is_no_job() {
+    let cut = format!(r#"{{"id": null, "ids": [], "messages": [{{"id": "{ID_1}", "message": "hello"#);
+    assert!(ids::<Image>(cut.as_bytes(), &image::PopRequest::default()).is_err());
+    let cut = format!(r#"{{"messages": [{{"id": "{ID_1}", "message": "hello"}}], "ids": ["{ID_2}"], "pay"#);
+    let found = ids::<Image>(cut.as_bytes(), &image::PopRequest::default()).expect("a job");
+    assert_eq!(found, [ID_2]);
+}
+
 /// Replaces the value at one of the first two levels.
 fn mutated(body: &str, key: usize, inner: Option<usize>, value: Value) -> Value {
     let mut body: Value = serde_json::from_str(body).expect("JSON");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use horde_client::client::{ClientConfig, DownloadLimits};
 use horde_client::http::{HttpSettings, HttpTransport};
-use horde_client::transport::{Request, RequestClass, Transport, TransportError};
+use horde_client::transport::{Request, RequestClass, Transferred, Transport, TransportError, Watch};
 use horde_client::{ApiKey, Client, SignedUrl};
 use http::{HeaderMap, Method};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -308,4 +308,189 @@ async fn secrets_are_in_no_error_and_no_debug_text() {
     for text in texts {
         assert!(!text.contains("topsecret") && !text.contains(KEY), "{text}");
     }
+}
+
+#[tokio::test]
+async fn f004_a_server_without_tls_gets_no_byte_of_the_key() {
+    let seen = Arc::new(tokio::sync::Mutex::new(Vec::new()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let kept = Arc::clone(&seen);
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let mut bytes = vec![0_u8; 4096];
+        let n_read = stream.read(&mut bytes).await.unwrap_or(0);
+        kept.lock().await.extend_from_slice(&bytes[..n_read]);
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            .await
+            .ok();
+    });
+    let url = format!("https://{address}/api").parse().expect("an address");
+    let outcome = transport()
+        .send(get(url, RequestClass::Api, Duration::from_secs(10), 1000))
+        .await;
+    assert!(
+        matches!(outcome, Err(TransportError::Unreachable { .. })),
+        "{:?}",
+        outcome.err()
+    );
+    server.await.expect("the server ends");
+    let seen = seen.lock().await;
+    assert!(!seen.is_empty() && !seen.windows(KEY.len()).any(|window| window == KEY.as_bytes()));
+}
+
+#[tokio::test]
+async fn f019_a_packed_body_is_neither_asked_for_nor_unpacked() {
+    let server = Server::start(|stream| {
+        say(
+            stream,
+            "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 6\r\n\r\npacked".to_owned(),
+        )
+    })
+    .await;
+    let response = transport()
+        .send(get(
+            server.url("/"),
+            RequestClass::Stranger,
+            Duration::from_secs(5),
+            1000,
+        ))
+        .await
+        .expect("an answer");
+    assert_eq!(&response.body[..], b"packed");
+    let asked = String::from_utf8_lossy(&server.asked.lock().await).to_lowercase();
+    assert!(!asked.contains("accept-encoding"), "{asked}");
+}
+
+/// Set for the child of the next test: where to send the request.
+const CHILD: &str = "HORDE_CLIENT_TEST_TARGET";
+
+#[tokio::test]
+async fn f022_proxies_of_the_environment_are_not_used() {
+    if let Ok(target) = std::env::var(CHILD) {
+        let target = target.parse().expect("an address");
+        transport()
+            .send(get(target, RequestClass::Api, Duration::from_secs(10), 1000))
+            .await
+            .expect("an answer");
+        return;
+    }
+    let proxy = Server::start(|stream| say(stream, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned())).await;
+    let target = Server::start(|stream| say(stream, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned())).await;
+    // A process of its own, because an environment belongs to a whole process.
+    let mut child = tokio::process::Command::new(std::env::current_exe().expect("this program"));
+    child.args(["--exact", "transport::f022_proxies_of_the_environment_are_not_used"]);
+    for name in [
+        "http_proxy",
+        "HTTP_PROXY",
+        "https_proxy",
+        "HTTPS_PROXY",
+        "all_proxy",
+        "ALL_PROXY",
+    ] {
+        child.env(name, proxy.url("/").as_str());
+    }
+    child.env_remove("no_proxy").env_remove("NO_PROXY");
+    let outcome = child
+        .env(CHILD, target.url("/").as_str())
+        .output()
+        .await
+        .expect("the child runs");
+    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stdout));
+    assert_eq!((target.hits(), proxy.hits()), (1, 0));
+}
+
+#[tokio::test]
+async fn a_proxy_that_was_configured_is_used_for_the_api_and_not_for_strangers() {
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let proxy = Server::start(move |stream| say(stream, answer.to_owned())).await;
+    let target = Server::start(move |stream| say(stream, answer.to_owned())).await;
+    let transport = HttpTransport::new(HttpSettings {
+        proxy: Some(proxy.url("/")),
+        allow_loopback: true,
+        user_agent: "horde-workers-test".to_owned(),
+    })
+    .expect("a transport");
+    for (class, hits) in [(RequestClass::Api, (0, 1)), (RequestClass::Stranger, (1, 1))] {
+        transport
+            .send(get(target.url("/"), class, Duration::from_secs(10), 1000))
+            .await
+            .expect("an answer");
+        assert_eq!((target.hits(), proxy.hits()), hits, "{class:?}");
+    }
+}
+
+#[tokio::test]
+async fn modes_are_asked_without_the_key() {
+    let body = r#"{"maintenance_mode": false, "invite_only_mode": true}"#;
+    let length = body.len();
+    let server = Server::start(move |stream| {
+        say(
+            stream,
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{body}"),
+        )
+    })
+    .await;
+    let modes = client(&server).modes().await.expect("modes");
+    assert_eq!(
+        (modes.maintenance_mode, modes.invite_only_mode),
+        (Some(false), Some(true))
+    );
+    let asked = String::from_utf8_lossy(&server.asked.lock().await).to_lowercase();
+    assert!(
+        asked.starts_with("get /api/v2/status/modes") && !asked.contains("apikey"),
+        "{asked}"
+    );
+}
+
+#[tokio::test]
+async fn a_watched_transfer_tells_its_bytes_to_the_last_one() {
+    const N_BYTES: usize = 200_000;
+    let server = Server::start(|mut stream| async move {
+        let mut body = vec![0_u8; N_BYTES];
+        if stream.read_exact(&mut body).await.is_ok() && body.iter().all(|byte| *byte == 7) {
+            say(stream, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned()).await;
+        }
+    })
+    .await;
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let keep = Arc::clone(&told);
+    let watch: Watch = Arc::new(move |moved: Transferred| keep.lock().expect("no panic before").push(moved));
+    let end = Transferred {
+        done_bytes: N_BYTES as u64,
+        total_bytes: Some(N_BYTES as u64),
+    };
+    client(&server)
+        .upload_watched(
+            &SignedUrl::new(server.url("/a")),
+            Bytes::from(vec![7_u8; N_BYTES]),
+            Arc::clone(&watch),
+        )
+        .await
+        .expect("uploaded");
+    let asked = String::from_utf8_lossy(&server.asked.lock().await).to_lowercase();
+    assert!(
+        asked.contains("content-length: 200000") && !asked.contains("transfer-encoding"),
+        "{asked}"
+    );
+    let uploads = std::mem::take(&mut *told.lock().expect("no panic before"));
+    assert!(uploads.len() > 1 && uploads.is_sorted_by_key(|moved| moved.done_bytes));
+    assert_eq!(uploads.last(), Some(&end));
+
+    let server = Server::start(|stream| {
+        let body = "y".repeat(N_BYTES);
+        say(
+            stream,
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {N_BYTES}\r\n\r\n{body}"),
+        )
+    })
+    .await;
+    let source = SignedUrl::new(server.url("/b"));
+    let bytes = client(&server)
+        .download_watched(&source, RequestClass::Stranger, DownloadLimits::default(), watch)
+        .await
+        .expect("downloaded");
+    assert_eq!(bytes.len(), N_BYTES);
+    assert_eq!(told.lock().expect("no panic before").last(), Some(&end));
 }
