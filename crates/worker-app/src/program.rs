@@ -30,6 +30,8 @@ pub trait Program: Sized + Send + Sync + 'static {
     const ABOUT: &'static str;
     /// What is counted while a job runs, in the plural: `tokens`, `steps`, `tiles`.
     const UNIT: &'static str;
+    /// Generations handed back in an hour after which popping rests; the Horde forces maintenance at 20, for alchemy at 100.
+    const FAULTS_PER_HOUR: usize = 10;
     /// The commented configuration file of `configs/`, by `include_str!`; `setup` fills it in.
     const CONFIG_FILE: &'static str;
     /// The key in the worker's own section that names the models to serve (a list of strings, or one string); `setup`

@@ -18,6 +18,19 @@ pub fn printable_lines(text: &str) -> String {
     text.split('\n').map(printable).collect::<Vec<_>>().join("\n")
 }
 
+/// A line of JSON without raw control characters: those inside strings become JSON's own escapes.
+pub fn printable_json(json: &str) -> String {
+    let mut safe = String::with_capacity(json.len());
+    for c in json.chars() {
+        if is_unsafe(c) || c == '\n' || c == '\t' {
+            safe.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
+}
+
 /// At most `n_chars` characters of `text`, the last one an ellipsis where something was cut.
 pub fn truncated(text: &str, n_chars: usize) -> String {
     if text.chars().count() <= n_chars {

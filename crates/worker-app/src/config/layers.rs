@@ -47,6 +47,8 @@ pub struct Loaded<C> {
     pub key: Result<Key, Stop>,
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,
+    /// Whether the owner named the worker; without a name it cannot run.
+    pub is_named: bool,
     /// What looks wrong and is not.
     pub warnings: Vec<String>,
 }
@@ -81,6 +83,7 @@ where
     let common = resolve::common(&raw, name, version, &sources.places, &origin)?;
     let key = Key::find(&raw, &sources.places, &origin, &mut warnings);
     Ok(Loaded {
+        is_named: raw.worker_name.is_some(),
         common,
         section,
         key,

@@ -3,6 +3,7 @@
 //! Layers, each over the one before: defaults, file, environment, flags. [`load`] is the way in.
 
 mod key;
+
 mod layers;
 mod locate;
 mod places;
@@ -13,9 +14,11 @@ mod windows;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use horde_client::agent::{BridgeAgent, WorkerName};
 use url::Url;
 
 pub use key::{Key, KeySource};
+pub(crate) use layers::reason;
 pub use layers::{Loaded, Sources, load};
 pub use places::Places;
 pub use windows::Window;
@@ -25,13 +28,15 @@ pub use windows::Window;
 pub struct Common {
     /// Where the Horde's API is, with a trailing slash: `https://aihorde.net/api/`.
     pub horde_url: Url,
-    /// The name shown by the Horde, unique there; checked by the server's own rules.
-    pub worker_name: String,
-    /// `NAME:VERSION:REST`, by which the Horde gives features.
-    pub bridge_agent: String,
+    /// The name shown by the Horde, unique there.
+    pub worker_name: WorkerName,
+    /// `NAME:VERSION:CONTACT`, by which the Horde gives features.
+    pub bridge_agent: BridgeAgent,
+    /// Proxy for the Horde and its object store; the environment's proxy variables are never looked at.
+    pub proxy: Option<Url>,
     /// Devices as the owner wrote them; `["auto"]` means the best one found.
     pub devices: Vec<String>,
-    /// Jobs popped ahead per device, 0..=4.
+    /// Jobs popped ahead per device, 0..=2.
     pub prefetch: usize,
     /// Whether the worker serves NSFW requests.
     pub nsfw: bool,
@@ -47,6 +52,13 @@ pub struct Common {
     pub state_dir: PathBuf,
     /// Where models lie.
     pub models_dir: PathBuf,
+}
+
+impl Common {
+    /// Whether the Horde is on this machine, so that plain http and loopback sources are allowed.
+    pub fn is_on_loopback(&self) -> bool {
+        resolve::is_loopback(&self.horde_url)
+    }
 }
 
 /// What is logged and how.

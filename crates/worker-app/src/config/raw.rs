@@ -10,6 +10,7 @@ use super::LogFormat;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Raw {
     pub horde_url: String,
+    pub proxy: Option<String>,
     pub api_key: Option<String>,
     pub api_key_file: Option<PathBuf>,
     pub allow_readable_key: bool,
@@ -31,6 +32,7 @@ impl Default for Raw {
     fn default() -> Self {
         Self {
             horde_url: "https://aihorde.net/api/".to_owned(),
+            proxy: None,
             api_key: None,
             api_key_file: None,
             allow_readable_key: false,
@@ -41,7 +43,7 @@ impl Default for Raw {
             nsfw: true,
             priority_usernames: Vec::new(),
             pause_between: Vec::new(),
-            grace: "60s".to_owned(),
+            grace: "90s".to_owned(),
             log: "info".to_owned(),
             log_format: LogFormat::Auto,
             state_dir: None,

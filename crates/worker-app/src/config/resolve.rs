@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use horde_client::agent::{BridgeAgent, NameError, WorkerName};
 use url::Url;
 
 use super::layers::Origin;
@@ -11,7 +12,7 @@ use crate::stop::Stop;
 use crate::text::printable;
 
 /// More jobs ahead than this only age in the queue.
-const MAX_PREFETCH: i64 = 4;
+const MAX_PREFETCH: i64 = 2;
 /// More devices than any board carries.
 const MAX_DEVICES: usize = 32;
 const MAX_PRIORITY_USERNAMES: usize = 100;
@@ -32,6 +33,7 @@ pub(super) fn common(
     Ok(Common {
         horde_url: horde_url(raw, origin)?,
         worker_name: worker_name(raw, name, origin)?,
+        proxy: proxy(raw, origin)?,
         bridge_agent: bridge_agent(raw, name, version, origin)?,
         devices: devices(raw, origin)?,
         prefetch: usize::try_from(raw.prefetch).unwrap_or_default(),
@@ -69,15 +71,12 @@ fn horde_url(raw: &Raw, origin: &Origin<'_>) -> Result<Url, Stop> {
         // Not shown: it may hold a password.
         return Err(refuse("must have no user, password, query or fragment".to_owned()));
     }
-    let is_loopback = match url.host() {
-        Some(url::Host::Domain(domain)) => domain == "localhost",
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => return Err(refuse("names no host".to_owned())),
-    };
+    if url.host().is_none() {
+        return Err(refuse("names no host".to_owned()));
+    }
     match url.scheme() {
         "https" => {}
-        "http" if is_loopback => {}
+        "http" if is_loopback(&url) => {}
         "http" => {
             return Err(refuse(
                 "would send the key unencrypted; only loopback may use `http`".to_owned(),
@@ -91,23 +90,56 @@ fn horde_url(raw: &Raw, origin: &Origin<'_>) -> Result<Url, Stop> {
     Ok(url)
 }
 
-fn worker_name(raw: &Raw, name: &str, origin: &Origin<'_>) -> Result<String, Stop> {
-    let Some(worker_name) = &raw.worker_name else {
-        return Ok(format!("unnamed {name}"));
-    };
-    let worker_name = worker_name.trim();
-    if worker_name.is_empty() {
-        return Err(origin
-            .refuse("worker_name", "is empty")
-            .hint("give the worker a name of its own"));
+/// Whether `url` leads to this machine.
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(domain)) => domain == "localhost",
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
     }
-    Ok(worker_name.to_owned())
 }
 
-fn bridge_agent(raw: &Raw, name: &str, version: &str, _origin: &Origin<'_>) -> Result<String, Stop> {
-    Ok(match &raw.bridge_agent {
-        Some(agent) => agent.clone(),
-        None => format!("{name}:{version}:{}", env!("CARGO_PKG_REPOSITORY")),
+fn proxy(raw: &Raw, origin: &Origin<'_>) -> Result<Option<Url>, Stop> {
+    let refuse = |why: &str| {
+        origin
+            .refuse("proxy", why)
+            .hint("write an address like `http://proxy.example:3128` or `socks5://127.0.0.1:1080`")
+    };
+    let Some(text) = &raw.proxy else { return Ok(None) };
+    // Not shown: it may hold a password.
+    let url: Url = text.trim().parse().map_err(|_| refuse("is no address"))?;
+    if url.host().is_none() || !matches!(url.scheme(), "http" | "https" | "socks5" | "socks5h") {
+        return Err(refuse(
+            "has no host or a scheme that is none of `http`, `https`, `socks5`",
+        ));
+    }
+    Ok(Some(url))
+}
+
+fn worker_name(raw: &Raw, name: &str, origin: &Origin<'_>) -> Result<WorkerName, Stop> {
+    let text = raw
+        .worker_name
+        .as_deref()
+        .map_or_else(|| format!("unnamed {name}"), |text| text.trim().to_owned());
+    text.parse().map_err(|error: NameError| {
+        origin
+            .refuse("worker_name", format!("is refused: {}", printable(&error.to_string())))
+            .hint("choose a name of 5 to 100 characters that no other worker of the Horde has")
+    })
+}
+
+fn bridge_agent(raw: &Raw, name: &str, version: &str, origin: &Origin<'_>) -> Result<BridgeAgent, Stop> {
+    let agent = match &raw.bridge_agent {
+        Some(agent) => agent.parse(),
+        None => BridgeAgent::new(name, version, env!("CARGO_PKG_REPOSITORY")),
+    };
+    agent.map_err(|error: NameError| {
+        origin
+            .refuse("bridge_agent", format!("is refused: {}", printable(&error.to_string())))
+            .hint(format!(
+                "leave it out for the worker's own name, or write `{name}:{version}:CONTACT`"
+            ))
     })
 }
 

@@ -1,0 +1,30 @@
+//! `pause`, `resume`, `finish`, `stop`: one order each, confirmed by the running worker.
+
+use std::path::Path;
+
+use crate::display::span;
+use crate::state::{Order, give};
+use crate::stop::Stop;
+
+/// Gives the order and says what will happen.
+pub fn control(name: &str, dir: &Path, order: Order) -> Result<String, Stop> {
+    let taken = give(dir, order)?;
+    let pid = taken.pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
+    let what = match order {
+        Order::Pause {
+            for_s: Some(seconds), ..
+        } => {
+            format!(
+                "pauses for {} once it holds nothing, and frees its devices",
+                span(seconds as f64)
+            )
+        }
+        Order::Pause { for_s: None, .. } => {
+            format!("pauses until `{name} resume` once it holds nothing, and frees its devices")
+        }
+        Order::Resume => "serves again".to_owned(),
+        Order::Finish => "takes nothing new, finishes what it holds and ends".to_owned(),
+        Order::Stop => "hands back what waits, finishes what ends soon and ends".to_owned(),
+    };
+    Ok(format!("{name}{pid} {what}\n"))
+}

@@ -1,0 +1,7 @@
+//! What each verb does.
+
+pub mod control;
+pub mod doctor;
+pub mod run;
+pub mod setup;
+pub mod status;
