@@ -19,7 +19,7 @@ const MOST_REDIRECTS: usize = 3;
 const PIECE_BYTES: usize = 64 << 10;
 
 /// What the transport may do beyond public https.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct HttpSettings {
     /// Proxy for API and object store; environment variables are never looked at.
     pub proxy: Option<Url>,
@@ -27,6 +27,17 @@ pub struct HttpSettings {
     pub allow_loopback: bool,
     /// `User-Agent`.
     pub user_agent: String,
+}
+
+impl std::fmt::Debug for HttpSettings {
+    /// Of the proxy only the host is shown: its address may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HttpSettings")
+            .field("proxy", &self.proxy.as_ref().map(host_of))
+            .field("allow_loopback", &self.allow_loopback)
+            .field("user_agent", &self.user_agent)
+            .finish()
+    }
 }
 
 /// Carries requests over the network. The classes share no connections.

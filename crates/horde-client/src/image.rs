@@ -10,7 +10,7 @@ use crate::ids::GenerationId;
 use crate::kind::{JobKind, Popped, PoppedJob};
 use crate::metadata::{MOST_ENTRIES, Metadata, State};
 use crate::notices::{self, WireMessage};
-use crate::tolerant::{lenient, lenient_list, or_default, seed, words};
+use crate::tolerant::{lenient, lenient_list, or_default, real, seed, whole, words};
 
 /// Marks the image kind.
 pub enum Image {}
@@ -120,7 +120,7 @@ pub struct PopResponse {
     source_mask: Option<String>,
     #[serde(deserialize_with = "lenient_list")]
     extra_source_images: Vec<ExtraSource>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     ttl: Option<u64>,
     #[serde(deserialize_with = "lenient_list")]
     messages: Vec<WireMessage>,
@@ -150,7 +150,7 @@ pub struct ExtraSource {
     /// Address or base64.
     pub image: String,
     /// Weight, default 1.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub strength: Option<f64>,
 }
 
@@ -162,10 +162,10 @@ pub struct Params {
     #[serde(deserialize_with = "lenient")]
     pub prompt: Option<String>,
     /// Steps, 1..=500.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     pub ddim_steps: Option<u32>,
     /// Images, 1..=20.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     pub n_iter: Option<u32>,
     /// A u32 in text.
     #[serde(deserialize_with = "seed")]
@@ -177,19 +177,19 @@ pub struct Params {
     #[serde(deserialize_with = "lenient")]
     pub scheduler: Option<String>,
     /// Guidance scale, 0..=100.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub cfg_scale: Option<f64>,
     /// Pixels, 64..=3072, a multiple of 64.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     pub width: Option<u32>,
     /// Pixels, 64..=3072, a multiple of 64.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     pub height: Option<u32>,
     /// img2img strength, 0.01..=1.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub denoising_strength: Option<f64>,
     /// Second-pass strength, 0.01..=1.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub hires_fix_denoising_strength: Option<f64>,
     /// Karras schedule instead of normal.
     #[serde(deserialize_with = "lenient")]
@@ -210,19 +210,19 @@ pub struct Params {
     #[serde(deserialize_with = "lenient")]
     pub return_control_map: Option<bool>,
     /// 1..=12, layers from the end.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     pub clip_skip: Option<u32>,
     /// ControlNet type.
     #[serde(deserialize_with = "lenient")]
     pub control_type: Option<String>,
     /// Newer: ControlNet strength.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub control_strength: Option<f64>,
     /// Post-processors by name.
     #[serde(deserialize_with = "lenient_list")]
     pub post_processing: Vec<String>,
     /// Face fixer strength, 0..=1.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub facefixer_strength: Option<f64>,
     /// At most five.
     #[serde(deserialize_with = "lenient_list")]
@@ -250,10 +250,10 @@ pub struct Lora {
     /// Model id, version id (with `is_version`) or plain name.
     pub name: String,
     /// Strength on the U-Net, -5..=5, default 1.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub model: Option<f64>,
     /// Strength on the text encoder, -5..=5, default 1.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub clip: Option<f64>,
     /// Trigger word to add: `any`, `all` or a word.
     #[serde(deserialize_with = "lenient")]
@@ -273,7 +273,7 @@ pub struct TextualInversion {
     #[serde(deserialize_with = "lenient")]
     pub inject_ti: Option<String>,
     /// -5..=5, default 1.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub strength: Option<f64>,
 }
 
@@ -330,7 +330,7 @@ impl JobKind for Image {
         let job = PoppedJob {
             generations: notices::generations(ids, uploads),
             model: response.model,
-            ttl: response.ttl.map(Duration::from_secs),
+            ttl: response.ttl.map(notices::lease),
             payload,
         };
         let jobs = if job.generations.is_empty() {

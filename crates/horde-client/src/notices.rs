@@ -1,6 +1,7 @@
 //! The parts that answers of all pops share: ids, upload targets, skip counts and messages.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -8,6 +9,10 @@ use serde_json::Value;
 use crate::ids::GenerationId;
 use crate::kind::{Generation, Message};
 use crate::secret::SignedUrl;
+
+/// Longest lease that is believed, in seconds: a day. The server's own longest is under four hours, and a larger number
+/// must not reach the arithmetic of deadlines.
+const LONGEST_LEASE_SECONDS: u64 = 24 * 60 * 60;
 
 /// A message as it stands on the wire.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -42,6 +47,11 @@ pub(crate) fn generations(ids: Vec<String>, uploads: Vec<String>) -> Vec<Generat
                 .map(SignedUrl::new),
         })
         .collect()
+}
+
+/// A lease as told, at most a day.
+pub(crate) fn lease(seconds: u64) -> Duration {
+    Duration::from_secs(seconds.min(LONGEST_LEASE_SECONDS))
 }
 
 /// Skip counts; what is not a number is left out.

@@ -10,7 +10,7 @@ use crate::ids::GenerationId;
 use crate::kind::{JobKind, Popped, PoppedJob};
 use crate::metadata::{MOST_ENTRIES, Metadata, State};
 use crate::notices::{self, WireMessage};
-use crate::tolerant::{lenient, lenient_list, or_default};
+use crate::tolerant::{lenient, lenient_list, or_default, real, whole};
 
 /// Marks the text kind.
 pub enum Text {}
@@ -79,7 +79,7 @@ pub struct PopResponse {
     model: Option<String>,
     #[serde(deserialize_with = "lenient")]
     chat: Option<bool>,
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     ttl: Option<u64>,
     #[serde(deserialize_with = "lenient_list")]
     messages: Vec<WireMessage>,
@@ -104,40 +104,40 @@ pub struct Params {
     #[serde(deserialize_with = "lenient")]
     pub prompt: Option<String>,
     /// New tokens, 16..=16384.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     pub max_length: Option<u32>,
     /// Tokens of prompt and answer together, 80..=1048576.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     pub max_context_length: Option<u32>,
     /// 0..=5.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub temperature: Option<f64>,
     /// 0..=200, 0 is off.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     pub top_k: Option<i64>,
     /// 0.001..=1.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub top_p: Option<f64>,
     /// 0..=1, 0 is off.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub top_a: Option<f64>,
     /// 0..=1, 1 is off.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub typical: Option<f64>,
     /// 0..=1, 1 is off.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub tfs: Option<f64>,
     /// 0..=1, 0 is off.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub min_p: Option<f64>,
     /// 1..=3.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub rep_pen: Option<f64>,
     /// Tokens looked back, 0..=4096.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "whole")]
     pub rep_pen_range: Option<i64>,
     /// 0..=10.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub rep_pen_slope: Option<f64>,
     /// Permutation of 0..=6.
     #[serde(deserialize_with = "lenient")]
@@ -146,13 +146,13 @@ pub struct Params {
     #[serde(deserialize_with = "lenient_list")]
     pub stop_sequence: Vec<String>,
     /// Quadratic sampling, 0..=10.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub smoothing_factor: Option<f64>,
     /// Dynamic temperature: plus or minus this, 0..=5.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub dynatemp_range: Option<f64>,
     /// 0..=5, default 1.
-    #[serde(deserialize_with = "lenient")]
+    #[serde(deserialize_with = "real")]
     pub dynatemp_exponent: Option<f64>,
     /// End at the first line break.
     #[serde(deserialize_with = "lenient")]
@@ -221,7 +221,7 @@ impl JobKind for Text {
         let job = PoppedJob {
             generations: notices::generations(ids, Vec::new()),
             model: response.model,
-            ttl: response.ttl.map(Duration::from_secs),
+            ttl: response.ttl.map(notices::lease),
             payload,
         };
         let jobs = if job.generations.is_empty() {

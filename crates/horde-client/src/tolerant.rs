@@ -24,6 +24,30 @@ pub fn lenient_list<'de, D: Deserializer<'de>, T: DeserializeOwned>(deserializer
     }
 }
 
+/// A whole number, also written as a fraction without remainder (`30.0`) or as digits in text; anything else, or one out
+/// of the type's range, reads as absent.
+pub fn whole<'de, D: Deserializer<'de>, T: TryFrom<i64>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    /// Largest whole number up to which every one has an exact `f64`.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let of_fraction = |number: f64| (number.fract() == 0.0 && number.abs() <= EXACT).then_some(number as i64);
+    let number = match Value::deserialize(deserializer)? {
+        Value::Number(number) => number.as_i64().or_else(|| number.as_f64().and_then(of_fraction)),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    };
+    Ok(number.and_then(|number| T::try_from(number).ok()))
+}
+
+/// A finite number, also in text; anything else reads as absent.
+pub fn real<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    let number = match Value::deserialize(deserializer)? {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    };
+    Ok(number.filter(|number: &f64| number.is_finite()))
+}
+
 /// A seed: digits in text, or a number; at most `u64::MAX`.
 pub fn seed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
@@ -86,3 +110,37 @@ macro_rules! words {
     };
 }
 pub(crate) use words;
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn f017_numbers_are_read_in_every_honest_spelling_and_no_other() {
+        let steps = |value: Value| whole::<_, u32>(value).expect("never an error");
+        for value in [json!(30), json!(30.0), json!("30"), json!(" 30 ")] {
+            assert_eq!(steps(value.clone()), Some(30), "{value}");
+        }
+        for value in [
+            json!(30.5),
+            json!(-1),
+            json!(4_294_967_296_u64),
+            json!(u64::MAX),
+            json!(1e300),
+            json!("NaN"),
+            json!(""),
+            json!(null),
+            json!(true),
+            json!([30]),
+        ] {
+            assert_eq!(steps(value.clone()), None, "{value}");
+        }
+        let scale = |value: Value| real(value).expect("never an error");
+        assert_eq!((scale(json!(7)), scale(json!("7.5"))), (Some(7.0), Some(7.5)));
+        for value in [json!("NaN"), json!("inf"), json!("1e400"), json!(null), json!({})] {
+            assert_eq!(scale(value.clone()), None, "{value}");
+        }
+    }
+}

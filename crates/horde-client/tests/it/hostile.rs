@@ -181,6 +181,20 @@ fn f015_the_id_of_a_message_in_a_cut_answer_is_no_job() {
     assert_eq!(found, [ID_2]);
 }
 
+#[tokio::test]
+async fn f050_a_lease_beyond_a_day_is_a_day() {
+    for (told, believed) in [
+        (json!(150), Some(150)),
+        (json!(150.0), Some(150)),
+        (json!(i64::MAX), Some(86_400)),
+        (json!(-5), None),
+        (json!("soon"), None),
+    ] {
+        let popped = pop_image(json!({ "id": ID_1, "payload": {}, "ttl": told })).await;
+        assert_eq!(popped.jobs[0].ttl.map(|ttl| ttl.as_secs()), believed, "{told}");
+    }
+}
+
 /// Replaces the value at one of the first two levels.
 fn mutated(body: &str, key: usize, inner: Option<usize>, value: Value) -> Value {
     let mut body: Value = serde_json::from_str(body).expect("JSON");

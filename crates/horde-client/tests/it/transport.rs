@@ -285,6 +285,10 @@ async fn secrets_are_in_no_error_and_no_debug_text() {
     let server = Server::start(|stream| async move { drop(stream) }).await;
     let target = SignedUrl::new(server.url("/a?X-Amz-Signature=topsecret"));
     let client = client(&server);
+    let settings = HttpSettings {
+        proxy: Some("http://user:topsecret@proxy.invalid:3128".parse().expect("an address")),
+        ..HttpSettings::default()
+    };
     let texts = [
         client
             .upload(&target, Bytes::new())
@@ -300,6 +304,7 @@ async fn secrets_are_in_no_error_and_no_debug_text() {
         ),
         client.find_user().await.expect_err("broken").to_string(),
         format!("{:?} {target:?} {target}", client.config()),
+        format!("{settings:?}"),
         format!(
             "{:?}",
             get(target.expose().clone(), RequestClass::Api, Duration::from_secs(1), 1)
