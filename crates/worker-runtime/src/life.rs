@@ -25,10 +25,9 @@ const LEASE_SHARE: f64 = 0.8;
 /// Lives one job to its end: every generation of it is submitted, handed back or expired when this returns.
 ///
 /// Overlap comes from several lives at once; the slots of the devices are all they share.
-pub(crate) async fn live<B: Backend>(shop: Arc<Workshop<B>>, job: Job<Popped<B>>) {
+pub(crate) async fn live<B: Backend>(shop: Arc<Workshop<B>>, job: Job<Popped<B>>, tile: Tile) {
     let Some(job) = remember(&shop, job).await else { return };
     let head = job.head.clone();
-    let tile = shop.board.tile(&head);
     let made = caught(async {
         let job = validate(&shop, job)?;
         let job = prepare(&shop, job).await?;

@@ -343,6 +343,17 @@ impl<B: Backend> Worker<B> {
             return not("no engine is ready", None);
         }
         let outlook = self.outlook(now);
+        let is_in_doubt = {
+            let board = self.shop.board.look();
+            board.breaker.is_in_doubt() && !(board.tiles.is_empty() && self.pops.is_empty())
+        };
+        if is_in_doubt {
+            return Plan {
+                pop: None,
+                wake: None,
+                idle: None,
+            };
+        }
         match wait_until_pop(self.prefetch(&engines), &outlook) {
             Some(Duration::ZERO) => {}
             later => {
@@ -413,6 +424,8 @@ impl<B: Backend> Worker<B> {
                 Stage::Delivering => {}
             }
         }
+        // For a moment after a change of jobs there are more tiles than busy slots: the one that just ended is nearest its end.
+        busy.sort_by_key(|left| std::cmp::Reverse(left.unwrap_or_default()));
         busy.resize(n_busy, Some(STRAGGLER_TIME));
         Outlook {
             free,
@@ -460,13 +473,11 @@ impl<B: Backend> Worker<B> {
                 for job in popped.jobs.into_iter().filter(|job| !job.generations.is_empty()) {
                     let lease = Lease::new(asked, now, job.ttl.unwrap_or(B::Kind::DEFAULT_TTL));
                     let job = Popped::<B>(job);
-                    self.lives.spawn(live(
-                        Arc::clone(&self.shop),
-                        Job {
-                            head: head_of(&job, lease),
-                            stage: job,
-                        },
-                    ));
+                    let head = head_of(&job, lease);
+                    // On the wall before the life begins, so that the next look at the devices counts it.
+                    let tile = self.shop.board.tile(&head);
+                    self.lives
+                        .spawn(live(Arc::clone(&self.shop), Job { head, stage: job }, tile));
                 }
                 end
             }

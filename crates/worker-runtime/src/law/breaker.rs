@@ -113,6 +113,11 @@ impl Breaker {
         .max_by_key(|(until, _)| *until)
     }
 
+    /// Whether the last generation was handed back: until one is done again, one job at a time is enough to fail.
+    pub fn is_in_doubt(&self) -> bool {
+        self.n_any_in_a_row > 0
+    }
+
     /// Generations handed back within the last hour.
     pub fn faults_last_hour(&mut self, now: Instant) -> usize {
         self.forget_before(now);

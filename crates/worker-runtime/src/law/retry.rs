@@ -52,6 +52,7 @@ pub const RETRY_COST: f64 = 5.0;
 pub const THROTTLED_COST: f64 = 2.0;
 const CAPACITY: f64 = 60.0;
 const REFILL_PER_SECOND: f64 = 0.5;
+const LARGEST_DEBT: f64 = 7.5;
 
 impl TokenBucket {
     /// A full bucket.
@@ -65,8 +66,8 @@ impl TokenBucket {
     /// Takes `cost` tokens. Where they are not there yet they are owed, and the answer is how long to wait for them.
     pub fn take(&mut self, cost: f64, now: Instant) -> Duration {
         let filled = self.tokens + now.saturating_duration_since(self.filled_at).as_secs_f64() * REFILL_PER_SECOND;
-        // Debts are bounded, so that after an outage nobody waits for more than a minute.
-        self.tokens = (filled.min(CAPACITY) - cost).max(-CAPACITY / 2.0);
+        // Debts are bounded: a finished result is tried at least each 15 s while its time runs.
+        self.tokens = (filled.min(CAPACITY) - cost).max(-LARGEST_DEBT);
         self.filled_at = now;
         Duration::from_secs_f64((-self.tokens / REFILL_PER_SECOND).max(0.0))
     }
@@ -105,7 +106,7 @@ mod tests {
         let later = now + Duration::from_secs(3600);
         assert!(bucket.take(RETRY_COST, later).is_zero());
         for _ in 0..1000 {
-            assert!(bucket.take(RETRY_COST, later) <= Duration::from_secs(60));
+            assert!(bucket.take(RETRY_COST, later) <= Duration::from_secs(15));
         }
     }
 }

@@ -1,0 +1,9 @@
+//! The promises of the runtime, against a Horde in memory on tokio's paused clock, and against real engine children.
+
+mod child;
+mod faults;
+mod shutdown;
+mod simulation;
+mod toy;
+mod toy_work;
+mod world;

@@ -1,0 +1,71 @@
+//! A stand-in engine behind a pipe, for tests and benches.
+
+#[path = "toy_work.rs"]
+mod toy_work;
+
+use std::time::Duration;
+
+use toy_work::ToyWork;
+use worker_runtime::backend::{Engine, EngineReport, Fault, JobContext, LoadError};
+
+fn main() -> std::process::ExitCode {
+    worker_runtime::engine::serve(|config| match config["load"].as_str() {
+        Some("refuse") => Err(LoadError {
+            message: "no such model".to_owned(),
+            detail: serde_json::json!({ "code": 66 }),
+        }),
+        Some("panic") => panic!("a panic while loading"),
+        Some("forever") => loop {
+            std::thread::park();
+        },
+        _ => {
+            let capacity = config["capacity"]
+                .as_u64()
+                .and_then(|n| usize::try_from(n).ok())
+                .unwrap_or(1);
+            Ok(ToyEngine { capacity })
+        }
+    })
+}
+
+/// A real engine that sleeps, for children and for this process.
+pub struct ToyEngine {
+    /// Jobs at once.
+    pub capacity: usize,
+}
+
+impl Engine for ToyEngine {
+    type Work = ToyWork;
+    type Output = String;
+
+    fn report(&self) -> EngineReport {
+        EngineReport {
+            capacity: self.capacity,
+            facts: serde_json::json!({ "toy": true }),
+        }
+    }
+
+    fn run(&self, work: ToyWork, job: &dyn JobContext) -> Result<Vec<Result<String, Fault>>, Fault> {
+        for step in 1..=work.steps {
+            std::thread::sleep(Duration::from_millis(work.step_ms));
+            if job.is_cancelled() {
+                return Err(Fault::of_job("cancelled"));
+            }
+            job.progress(step, work.steps, "steps");
+        }
+        match work.end.as_str() {
+            "fault" => Err(Fault::of_worker("the engine failed")),
+            "panic" => panic!("a panic in the engine"),
+            "abort" => std::process::abort(),
+            "exit" => std::process::exit(3),
+            "hang" => loop {
+                std::thread::sleep(Duration::from_secs(3600));
+            },
+            "print" => {
+                println!("a library prints to stdout");
+                Ok(work.results())
+            }
+            _ => Ok(work.results()),
+        }
+    }
+}
