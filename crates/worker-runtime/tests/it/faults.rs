@@ -43,8 +43,7 @@ impl Case {
             self.world.reckon(self.dir.path(), &BTreeSet::new()),
             Vec::<String>::new()
         );
-        let last = status.borrow().clone();
-        last
+        status.borrow().clone()
     }
 
     fn fates(&self) -> Vec<Fate> {

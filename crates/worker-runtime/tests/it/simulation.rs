@@ -109,13 +109,13 @@ impl Plan {
         });
         let backend = Toy {
             prepare: Duration::from_millis(self.seed % 3 * 400),
-            uploads: self.seed % 4 != 0,
+            uploads: !self.seed.is_multiple_of(4),
             amount: 3,
         };
         let mut settings = world.settings(self.seed);
         settings.prefetch = Prefetch {
             depth: (self.seed % 3) as u8,
-            eager: self.seed % 5 == 0,
+            eager: self.seed.is_multiple_of(5),
         };
         let start = || world.start(dir.path(), backend.clone(), settings.clone());
 
