@@ -20,6 +20,7 @@ use crate::text::{nearest, printable};
 
 /// A configuration longer than this is a mistake.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+const KEYS_ARE_LISTED: &str = "docs/OPERATING.md and the files in configs/ show every key";
 const FLAGS: &str = "the command line";
 const DEFAULTS: &str = "defaults";
 
@@ -78,8 +79,11 @@ where
         file: file.as_ref(),
         env_names: &env_names,
     };
-    let raw: Raw = figment.extract().map_err(|error| origin.explain(error))?;
-    let section: C = figment.extract_inner(name).map_err(|error| origin.explain(error))?;
+    let raw: Raw = figment.extract().map_err(|error| origin.explain(error, None))?;
+    let section: C = figment
+        .focus(name)
+        .extract()
+        .map_err(|error| origin.explain(error, Some(name)))?;
     let common = resolve::common(&raw, name, version, &sources.places, &origin)?;
     let key = Key::find(&raw, &sources.places, &origin, &mut warnings);
     Ok(Loaded {
@@ -180,10 +184,10 @@ impl File {
                 None => return Err(self.unknown(path, known, all)),
                 Some(Value::Object(_)) if !value.is_object() => {
                     let key = path.join(".");
-                    return Err(Stop::config(format!(
-                        "{}: `{key}` must be a section `[{key}]`",
-                        self.at(path)
-                    )));
+                    return Err(
+                        Stop::config(format!("{}: `{key}` must be a section `[{key}]`", self.at(path)))
+                            .hint(format!("write `[{key}]` on a line of its own and its keys below")),
+                    );
                 }
                 Some(inner) => self.walk(value, inner, path, all)?,
             }
@@ -264,7 +268,11 @@ pub(crate) fn reason(error: &std::io::Error) -> String {
 fn parse(path: &Path, text: &str) -> Result<Value, Stop> {
     let table: toml::Table = toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(1, |span| locate::line_at(text, span.start));
-        let message = error.message().lines().next().unwrap_or("syntax error").to_owned();
+        let mut message = error.message().lines().next().unwrap_or("syntax error").to_owned();
+        // The name of a key is no secret.
+        if let (true, Some(key)) = (message == "duplicate key", error.span().and_then(|span| text.get(span))) {
+            message = format!("duplicate key `{key}`");
+        }
         Stop::config(format!("`{}`, line {line}: {}", path.display(), printable(&message)))
             .hint("the file is TOML: `key = \"text\"`, `key = 3`, `key = [\"a\", \"b\"]`, one per line")
     })?;
@@ -420,8 +428,12 @@ impl Origin<'_> {
     }
 
     fn layer(&self, key: &str) -> String {
-        let metadata = self.figment.find_metadata(key);
-        metadata.map_or_else(|| DEFAULTS.to_owned(), |metadata| metadata.name.to_string())
+        match (self.figment.find_metadata(key), key.rsplit_once('.')) {
+            (Some(metadata), _) => metadata.name.to_string(),
+            // An item of a list: the list knows.
+            (None, Some((parent, _))) => self.layer(parent),
+            (None, None) => DEFAULTS.to_owned(),
+        }
     }
 
     /// A stop for `key` that names where it was set.
@@ -429,21 +441,25 @@ impl Origin<'_> {
         Stop::config(format!("{}: `{key}` {message}", self.of(key)))
     }
 
-    fn explain(&self, error: figment::Error) -> Stop {
+    fn explain(&self, error: figment::Error, section: Option<&str>) -> Stop {
         use figment::error::Kind;
-        // Error paths may begin with the profile.
+        // Error paths may begin with the profile, and those of a section lack its name.
         let path: Vec<_> = error.path.iter().map(String::as_str).collect();
         let path = path.strip_prefix(&["default"]).unwrap_or(&path);
+        let path: Vec<_> = section.into_iter().chain(path.iter().copied()).collect();
         let key = path.join(".");
         let secret = path.last().is_some_and(|last| is_secret(last));
         let shown = |actual: &figment::error::Actual| if secret { "this".to_owned() } else { shown(actual) };
         match &error.kind {
             Kind::InvalidType(actual, expected) | Kind::InvalidValue(actual, expected) => {
-                self.refuse(&key, format!("must be {}, not {}", wanted(expected), shown(actual)))
+                let (wanted, hint) = wanted(expected);
+                self.refuse(&key, format!("must be {wanted}, not {}", shown(actual)))
+                    .hint(hint)
             }
-            Kind::UnknownVariant(_, known) => {
+            Kind::UnknownVariant(given, known) => {
                 let known: Vec<_> = known.iter().map(|name| format!("`{name}`")).collect();
-                self.refuse(&key, "has a value nobody knows")
+                let given = shown(&figment::error::Actual::Str(given.clone()));
+                self.refuse(&key, format!("cannot be {given}"))
                     .hint(format!("use one of {}", known.join(", ")))
             }
             Kind::UnknownField(field, known) => {
@@ -458,10 +474,12 @@ impl Origin<'_> {
                     None => stop.hint(format!("known keys here: {}", known.join(", "))),
                 }
             }
-            Kind::MissingField(field) => Stop::config(format!("{}: `{key}` lacks `{field}`", self.of(&key))),
-            _ if secret => self.refuse(&key, "cannot be read"),
-            Kind::Message(message) => self.refuse(&key, printable(message)),
-            kind => self.refuse(&key, printable(&kind.to_string())),
+            Kind::MissingField(field) => {
+                Stop::config(format!("{}: `{key}` lacks `{field}`", self.of(&key))).hint(KEYS_ARE_LISTED)
+            }
+            _ if secret => self.refuse(&key, "cannot be read").hint(KEYS_ARE_LISTED),
+            Kind::Message(message) => self.refuse(&key, printable(message)).hint(KEYS_ARE_LISTED),
+            kind => self.refuse(&key, printable(&kind.to_string())).hint(KEYS_ARE_LISTED),
         }
     }
 }
@@ -481,15 +499,18 @@ fn shown(actual: &figment::error::Actual) -> String {
     }
 }
 
-/// What serde wants, in an owner's words.
-fn wanted(expected: &str) -> String {
-    match expected {
-        "a boolean" => "`true` or `false`".to_owned(),
-        "a string" | "path string" => "text in quotes".to_owned(),
-        "a sequence" => "a list like `[\"a\", \"b\"]`".to_owned(),
-        "i64" | "i32" | "i16" | "i8" => "a whole number".to_owned(),
-        "u64" | "u32" | "u16" | "u8" | "usize" => "a whole number of at least 0".to_owned(),
-        "f32" | "f64" => "a number".to_owned(),
-        other => other.to_owned(),
-    }
+/// What serde wants, in an owner's words, and how to write it.
+fn wanted(expected: &str) -> (String, &'static str) {
+    let (wanted, hint) = match expected {
+        "a boolean" => ("`true` or `false`", "write it without quotes: `key = true`"),
+        "a string" | "path string" => ("text", "put it in quotes: `key = \"text\"`"),
+        "a sequence" => ("a list", "put it in brackets: `key = [\"a\", \"b\"]`"),
+        "i64" | "i32" | "i16" | "i8" => ("a whole number", "write it without quotes: `key = 3`"),
+        "u64" | "u32" | "u16" | "u8" | "usize" => {
+            ("a whole number of at least 0", "write it without quotes: `key = 3`")
+        }
+        "f32" | "f64" => ("a number", "write it without quotes: `key = 0.5`"),
+        other => return (other.to_owned(), KEYS_ARE_LISTED),
+    };
+    (wanted.to_owned(), hint)
 }

@@ -39,7 +39,7 @@ pub fn draw(frame: &mut Frame<'_>, file: &StatusFile) {
     let [top, figures_row, job_box, device_box, event_box, message_box, bottom] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(1),
-        Constraint::Length(rows(job_lines.len(), (area.height / 2).max(3) - 2)),
+        Constraint::Length(rows(n_rows(&job_lines, area.width - 2), (area.height / 2).max(3) - 2)),
         Constraint::Length(rows(file.status.devices.len(), 4)),
         Constraint::Min(3),
         Constraint::Length(message_rows),
@@ -65,6 +65,14 @@ pub fn draw(frame: &mut Frame<'_>, file: &StatusFile) {
         Paragraph::new(keys).style(Style::new().add_modifier(Modifier::DIM)),
         bottom,
     );
+}
+
+/// Rows that `lines` take when they are broken at `width`; words may need some more.
+fn n_rows(lines: &[Line<'_>], width: u16) -> usize {
+    lines
+        .iter()
+        .map(|line| line.width().div_ceil(usize::from(width.max(1))).max(1))
+        .sum()
 }
 
 fn boxed(frame: &mut Frame<'_>, area: Rect, title: &str, lines: Vec<Line<'_>>) {

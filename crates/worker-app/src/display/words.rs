@@ -15,8 +15,8 @@ pub fn span(seconds: f64) -> String {
         0
     };
     match seconds {
-        0..=119 => format!("{seconds} s"),
-        120..=7199 => format!("{} min", seconds / 60),
+        0..=179 => format!("{seconds} s"),
+        180..=7199 => format!("{} min", seconds / 60),
         7200..=172_799 => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
         _ => format!("{} d {} h", seconds / 86_400, seconds / 3600 % 24),
     }
@@ -48,7 +48,8 @@ pub fn why_idle(status: &Status) -> Option<String> {
         return None;
     }
     if let Some(rest) = &status.rest {
-        return Some(format!("resting for {}: {}", span(rest.left_s), rest.why));
+        let why = status.idle.as_deref().unwrap_or(&rest.why);
+        return Some(format!("resting for {}: {why}", span(rest.left_s)));
     }
     let skipped = skipped(status);
     match (&status.idle, skipped) {

@@ -58,5 +58,12 @@ pub fn read_status(dir: &Path) -> Result<StatusFile, Stop> {
         return Err(unreadable("it is too long".to_owned()));
     }
     let bytes = std::fs::read(&path).map_err(|error| unreadable(reason(&error)))?;
-    serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("it is no status: {error}")))
+    let file: StatusFile =
+        serde_json::from_slice(&bytes).map_err(|error| unreadable(format!("it is no status: {error}")))?;
+    // Fields may be missing in a file of another version; a worker without a process was never one.
+    if file.pid == 0 {
+        Err(unreadable("it is no status".to_owned()))
+    } else {
+        Ok(file)
+    }
 }
