@@ -147,9 +147,11 @@ impl<B: Backend> Worker<B> {
                             None
                         },
                     );
-                    if let DeviceState::Failed(reason) = &now {
-                        shop.board
-                            .event(Level::Bad, &format!("{}: {reason}", shop.devices[at].name()));
+                    let name = shop.devices[at].name();
+                    match &now {
+                        DeviceState::Failed(reason) => shop.board.event(Level::Bad, &format!("{name}: {reason}")),
+                        DeviceState::Refused(error) => shop.board.event(Level::Bad, &format!("{name}: {error}")),
+                        DeviceState::Stopped | DeviceState::Loading | DeviceState::Ready(_) => {}
                     }
                     shop.board.write(|_| ());
                     if state.changed().await.is_err() {

@@ -39,6 +39,7 @@ fn work(steps: u32, step_ms: u64, end: &str) -> ToyWork {
         ids: vec!["a".to_owned()],
         steps,
         step_ms,
+        prepare_ms: 0,
         end: end.to_owned(),
     }
 }

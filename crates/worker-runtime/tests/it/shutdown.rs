@@ -133,6 +133,7 @@ async fn f060_killed_at_any_moment_the_next_start_loses_nothing_and_makes_nothin
                 prepare: Duration::from_millis(500),
                 uploads,
                 amount: 2,
+                ..Toy::default()
             };
             let worker = world.start(dir.path(), backend.clone(), world.settings(1));
             tokio::time::sleep(Duration::from_millis(moment_ms)).await;

@@ -111,6 +111,7 @@ impl Plan {
             prepare: Duration::from_millis(self.seed % 3 * 400),
             uploads: !self.seed.is_multiple_of(4),
             amount: 3,
+            ..Toy::default()
         };
         let mut settings = world.settings(self.seed);
         settings.prefetch = Prefetch {

@@ -1,5 +1,6 @@
 //! A toy kind of work on the wire of images: steps that only take time, results of a few bytes.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,15 +15,15 @@ pub use crate::toy_work::ToyWork;
 /// Reads a play out of a prompt: `steps=3 ms=100 end=die`.
 pub fn parse(prompt: &str) -> ToyWork {
     let mut work = ToyWork {
-        ids: Vec::new(),
         steps: 4,
         step_ms: 500,
-        end: String::new(),
+        ..ToyWork::default()
     };
     for (name, value) in prompt.split_whitespace().filter_map(|word| word.split_once('=')) {
         match name {
             "steps" => work.steps = value.parse().unwrap_or(work.steps),
             "ms" => work.step_ms = value.parse().unwrap_or(work.step_ms),
+            "prep" => work.prepare_ms = value.parse().unwrap_or(0),
             "end" => value.clone_into(&mut work.end),
             _ => {}
         }
@@ -44,6 +45,8 @@ pub struct Toy {
     pub uploads: bool,
     /// Generations asked for in one pop.
     pub amount: u32,
+    /// Outputs as the engine made them, in the order they were checked.
+    pub outputs: Arc<Mutex<Vec<String>>>,
 }
 
 impl Default for Toy {
@@ -52,6 +55,7 @@ impl Default for Toy {
             prepare: Duration::ZERO,
             uploads: true,
             amount: 3,
+            outputs: Arc::default(),
         }
     }
 }
@@ -96,7 +100,7 @@ impl Backend for Toy {
     }
 
     async fn prepare(&self, valid: ToyWork) -> Result<ToyWork, Fault> {
-        tokio::time::sleep(self.prepare).await;
+        tokio::time::sleep(self.prepare + Duration::from_millis(valid.prepare_ms)).await;
         Ok(valid)
     }
 
@@ -105,6 +109,7 @@ impl Backend for Toy {
     }
 
     async fn check(&self, output: String) -> Result<Finished<Submission>, Fault> {
+        self.outputs.lock().expect("lock").push(output.clone());
         let submission = |generation: &str| Submission {
             generation: generation.to_owned(),
             state: State::Ok,

@@ -1,14 +1,13 @@
-//! A stand-in engine behind a pipe, for tests and benches.
-
-#[path = "toy_work.rs"]
-mod toy_work;
+//! A stand-in engine behind a pipe, for tests and benches. Its jobs only take time.
 
 use std::time::Duration;
 
-use toy_work::ToyWork;
 use worker_runtime::backend::{Engine, EngineReport, Fault, JobContext, LoadError};
 
-fn main() -> std::process::ExitCode {
+use crate::toy_work::ToyWork;
+
+/// Serves the toy engine over this process's pipes.
+pub fn serve() -> std::process::ExitCode {
     worker_runtime::engine::serve(|config| match config["load"].as_str() {
         Some("refuse") => Err(LoadError {
             message: "no such model".to_owned(),
@@ -46,6 +45,7 @@ impl Engine for ToyEngine {
     }
 
     fn run(&self, work: ToyWork, job: &dyn JobContext) -> Result<Vec<Result<String, Fault>>, Fault> {
+        let started = unix_ns();
         for step in 1..=work.steps {
             std::thread::sleep(Duration::from_millis(work.step_ms));
             if job.is_cancelled() {
@@ -54,6 +54,11 @@ impl Engine for ToyEngine {
             job.progress(step, work.steps, "steps");
         }
         match work.end.as_str() {
+            "time" => Ok(work
+                .ids
+                .iter()
+                .map(|_| Ok(format!("time {started} {}", unix_ns())))
+                .collect()),
             "fault" => Err(Fault::of_worker("the engine failed")),
             "panic" => panic!("a panic in the engine"),
             "abort" => std::process::abort(),
@@ -68,4 +73,11 @@ impl Engine for ToyEngine {
             _ => Ok(work.results()),
         }
     }
+}
+
+fn unix_ns() -> u128 {
+    std::time::UNIX_EPOCH
+        .elapsed()
+        .map(|since| since.as_nanos())
+        .unwrap_or_default()
 }

@@ -12,7 +12,9 @@ pub struct ToyWork {
     pub steps: u32,
     /// Milliseconds of each.
     pub step_ms: u64,
-    /// How it ends: empty for well, else `fault`, `panic`, `abort`, `hang`, `exit`, `print`, `garbage`, `few`.
+    /// Milliseconds to fetch inputs.
+    pub prepare_ms: u64,
+    /// How it ends: empty for well, else `fault`, `panic`, `abort`, `hang`, `exit`, `print`, `few`, `time`.
     pub end: String,
 }
 
