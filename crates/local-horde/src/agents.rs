@@ -49,8 +49,12 @@ impl Agent {
 
     /// Whether an image feature (by the name used in this crate's image rules) is unlocked.
     pub fn has(&self, feature: &str) -> bool {
+        if feature == "samplers" {
+            // The official worker's table names its samplers, from level 2 on; others are not asked.
+            return self.name != REGEN || self.major >= 2;
+        }
         let needed = match feature {
-            "lora" | "textual_inversion" => 2,
+            "lora" | "textual_inversion" | "ddim_karras" => 2,
             "lora_version" | "lcm" => 3,
             "extra_source_images" => 5,
             "cascade_hires" => 6,
@@ -64,7 +68,7 @@ impl Agent {
             return self.major >= needed;
         }
         let known_old = OLD_WORKERS.contains(&self.name.as_str());
-        known_old && needed <= 2 && feature != "tiling" && self.major >= 3
+        known_old && needed <= 2 && !["tiling", "ddim_karras"].contains(&feature) && self.major >= 3
     }
 
     /// Whether text requests for validated backends only reach it.
@@ -120,6 +124,9 @@ mod tests {
             ("AI Horde Worker:24:u", "lcm", false),
             ("dreamer:99:u", "r2", false),
             ("dreamer", "r2", false),
+            ("dreamer:1:u", "samplers", true),
+            ("AI Horde Worker reGen:1:u", "samplers", false),
+            ("AI Horde Worker:24:u", "ddim_karras", false),
         ] {
             assert_eq!(Agent::parse(agent).has(feature), wanted, "{agent} {feature}");
         }

@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use crate::answer::{Answer, Outcome, invalid, refuse};
 use crate::kudos;
+use crate::model::{Generation, Kind, Phase, Request};
 use crate::schema::Body;
-use crate::state::{Kind, Phase, Request, State};
-use crate::text::generation;
+use crate::state::State;
 
 const TTL: Duration = Duration::from_secs(180);
 const WORDS: [&str; 7] = [
@@ -94,7 +94,7 @@ impl State {
                 n_waiting: 1,
                 n_asked: 1,
                 generations: Vec::new(),
-                filed: Instant::now(),
+                touched: Instant::now(),
                 n_failures: 0,
                 faulted: false,
                 cancelled: false,
@@ -152,6 +152,7 @@ impl State {
         let ttl = TTL.mul_f64(self.settings.ttl_factor);
         let request = &mut self.requests[index];
         request.n_waiting = 0;
+        request.touched = Instant::now();
         request.generations.push(id.clone());
         let mut form = json!({ "id": id, "form": name, "source_image": request.source });
         let options: Map<String, Value> = request
@@ -163,7 +164,7 @@ impl State {
         if !options.is_empty() {
             form["payload"] = Value::Object(options);
         }
-        let mut one = generation(&id, &request.id, worker, name, ttl);
+        let mut one = Generation::handed_out(&id, &request.id, worker, name, ttl);
         one.reward = kudos::form(name, n_tiles);
         if POST_PROCESSORS.contains(&name) {
             form["r2_upload"] = json!(self.objects.sign("PUT", &format!("{id}.webp")));
@@ -182,6 +183,20 @@ impl State {
             None => return Err(invalid("result", "'result' is a required property")),
         };
         let faulted = body.text("state")?.is_some_and(|state| state == "faulted");
+        let cancelled = self
+            .requests
+            .iter()
+            .any(|request| request.cancelled && request.generations.contains(&id));
+        if cancelled && !faulted {
+            if let Some(entry) = self.ledger.generations.get_mut(&id) {
+                entry.too_late += 1;
+            }
+            return Err(refuse(
+                400,
+                "DuplicateGen",
+                &format!("Form with ID {id} was cancelled or already submitted"),
+            ));
+        }
         let reward = self.close(&id, key, faulted, |horde| {
             if let Some(one) = horde.generations.get_mut(&id) {
                 one.result = Some(result);

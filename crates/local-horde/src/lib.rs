@@ -3,21 +3,27 @@
 //! each other.
 
 pub mod agents;
-pub mod alchemy;
+mod alchemy;
 pub mod answer;
+mod closing;
 pub mod faults;
 pub mod http;
-pub mod image;
+mod image;
+mod image_gates;
+mod image_results;
+mod image_work;
 pub mod kudos;
 pub mod ledger;
+mod limits;
 pub mod memory;
+pub mod model;
 pub mod objects;
 pub mod proxy;
 pub mod routes;
 mod schema;
 pub mod state;
-pub mod text;
-pub mod workers;
+mod text;
+mod workers;
 
 pub use faults::Weather;
 pub use ledger::{Fate, Ledger, Summary};

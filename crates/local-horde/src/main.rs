@@ -43,6 +43,12 @@ struct Arguments {
     /// Switch the limits of calls off.
     #[arg(long)]
     no_rate_limits: bool,
+    /// Seconds after which a request that nobody served is deleted.
+    #[arg(long, default_value_t = 1200)]
+    request_life: u64,
+    /// Print the whole book at the end, not only its counts; both are one line of JSON.
+    #[arg(long)]
+    json: bool,
     /// Spoil connections: delay:MS, drip:MS, reset:BYTES, reset-request:BYTES, blackhole, halfclose, answer:STATUS.
     /// The spoiled way gets a port of its own, printed beside the clean one.
     #[arg(long, value_parser = parse_spoil)]
@@ -92,6 +98,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         sweep_every: Duration::from_secs(arguments.sweep),
         ttl_factor: arguments.ttl_factor,
         rate_limits: !arguments.no_rate_limits,
+        request_life: Some(Duration::from_secs(arguments.request_life)),
         ..Settings::default()
     });
     let address = SocketAddr::new(arguments.host, arguments.port);
@@ -127,6 +134,12 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         _ = tokio::signal::ctrl_c() => {}
         _ = term.recv() => {}
     }
-    println!("{}", serde_json::to_string(&horde.state().ledger.summary())?);
+    let ledger = &horde.state().ledger;
+    let end = if arguments.json {
+        serde_json::to_string(ledger)?
+    } else {
+        serde_json::to_string(&ledger.summary())?
+    };
+    println!("{end}");
     Ok(())
 }

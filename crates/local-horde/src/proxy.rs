@@ -125,6 +125,8 @@ async fn carry(mut client: TcpStream, target: SocketAddr, spoil: Spoil) -> std::
                 return to_server.shutdown().await.map(|()| false);
             }
             if passed >= request_limit {
+                from_client.as_ref().set_zero_linger()?;
+                to_server.as_ref().set_zero_linger()?;
                 return Ok(true);
             }
         }

@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
 use crate::answer::{Answer, Outcome, refuse};
+use crate::limits::Counted;
+use crate::model::Kind;
 use crate::objects::Denied;
 use crate::schema::Body;
-use crate::state::{Kind, State};
+use crate::state::State;
 
 /// One call as it came in.
 pub struct Call<'a> {
@@ -40,10 +41,13 @@ impl State {
         let Some(path) = call.path.strip_prefix("/api").unwrap_or(call.path).strip_prefix("/v2/") else {
             return Answer::html(404);
         };
-        if let Some(limited) = self.limited(call, path) {
-            return limited;
-        }
-        self.route(call, path).unwrap_or_else(|refusal| *refusal)
+        let counted = match self.count_call(call, path) {
+            Counted::Over(answer) => return answer,
+            Counted::Within(headers) => headers,
+        };
+        let mut answer = self.route(call, path).unwrap_or_else(|refusal| *refusal);
+        answer.headers.extend(counted);
+        answer
     }
 
     fn route(&mut self, call: &Call<'_>, path: &str) -> Outcome {
@@ -253,37 +257,6 @@ impl State {
                 .map(one)
                 .collect(),
         )
-    }
-
-    /// The limits of calls: 60 a second for pops and submits each, 90 a minute per path for the rest.
-    fn limited(&mut self, call: &Call<'_>, path: &str) -> Option<Answer> {
-        if !self.settings.rate_limits || path == "status/heartbeat" {
-            return None;
-        }
-        let fast = call.method == "POST" && (path.ends_with("/pop") || path.ends_with("/submit"));
-        let check = path.starts_with("generate/check/");
-        let (limit, window, text) = match (fast, check) {
-            (true, _) => (60, Duration::from_secs(1), "60 per 1 second"),
-            (_, true) => (10, Duration::from_secs(1), "10 per 1 second"),
-            _ => (90, Duration::from_secs(60), "90 per 1 minute"),
-        };
-        let now = Instant::now();
-        let calls = self.calls.entry(format!("{} {path}", call.method)).or_default();
-        while calls.front().is_some_and(|at| now.duration_since(*at) >= window) {
-            calls.pop_front();
-        }
-        if calls.len() < limit {
-            calls.push_back(now);
-            return None;
-        }
-        let wait = calls
-            .front()
-            .map_or(Duration::ZERO, |at| window.saturating_sub(now.duration_since(*at)));
-        let mut answer = Answer::json(429, &json!({ "message": text }));
-        answer.headers.insert("retry-after", wait.as_secs().into());
-        answer.headers.insert("x-ratelimit-limit", limit.into());
-        answer.headers.insert("x-ratelimit-remaining", 0.into());
-        Some(answer)
     }
 }
 

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio::time::Instant;
 
-use crate::agents::Agent;
 use crate::answer::{Answer, refuse};
 use crate::ledger::{Entry, Fate, Ledger};
+use crate::model::{Generation, Kind, Phase, Request, User, Worker};
 use crate::objects::Objects;
 
 /// The anonymous key: may ask, may not work.
@@ -39,6 +39,9 @@ pub struct Settings {
     pub image_models: Vec<String>,
     /// How long signed addresses of objects are good.
     pub object_lifetime: Duration,
+    /// How long a request lives that nobody pops or delivers to; 20 minutes on the real server. `None`: for ever, for
+    /// simulations with long silences.
+    pub request_life: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -52,180 +55,10 @@ impl Default for Settings {
             most_drops: 20,
             image_models: Vec::new(),
             object_lifetime: Duration::from_secs(1800),
+            request_life: None,
         }
     }
 }
-
-/// The three kinds of work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Kind {
-    /// Pictures.
-    Image,
-    /// Text.
-    Text,
-    /// Forms.
-    Alchemy,
-}
-
-impl Kind {
-    /// The word used for a worker's type on the wire.
-    pub fn worker_type(self) -> &'static str {
-        match self {
-            Self::Image => "image",
-            Self::Text => "text",
-            Self::Alchemy => "interrogation",
-        }
-    }
-
-    /// One word for the ledger.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Image => "image",
-            Self::Text => "text",
-            Self::Alchemy => "alchemy",
-        }
-    }
-}
-
-/// An account.
-#[derive(Clone, Debug)]
-pub struct User {
-    /// `alias#id`.
-    pub alias: String,
-    /// Number after the `#`.
-    pub id: u64,
-    /// Balance.
-    pub kudos: f64,
-    /// Full pay, more workers, looser limits.
-    pub trusted: bool,
-}
-
-/// A worker.
-#[derive(Clone, Debug)]
-pub struct Worker {
-    /// Server-side id.
-    pub id: String,
-    /// Name.
-    pub name: String,
-    /// Key of its owner.
-    pub owner: String,
-    /// What it does.
-    pub kind: Kind,
-    /// First pop.
-    pub created: Instant,
-    /// Last pop.
-    pub seen: Instant,
-    /// When its settings were stored.
-    pub stored_at: Instant,
-    /// Settings as of then: the pop's body.
-    pub stored: Map<String, Value>,
-    /// Agent as of then.
-    pub agent: Agent,
-    /// Agent in words.
-    pub agent_text: String,
-    /// In maintenance, with the owner's or the server's text.
-    pub maintenance: Option<String>,
-    /// By moderators.
-    pub flagged: bool,
-    /// By moderators, silently: it gets decoys.
-    pub paused: bool,
-    /// When jobs were dropped or handed back, last hour.
-    pub drops: VecDeque<Instant>,
-    /// Marks of suspicion.
-    pub suspicion: u32,
-    /// Kudos credited.
-    pub kudos: f64,
-    /// Generations accepted.
-    pub fulfilled: u64,
-    /// Generations handed back or run out.
-    pub uncompleted: u64,
-    /// Speeds of the last generations, in the kind's unit per second.
-    pub speeds: VecDeque<f64>,
-    /// Free text of its owner.
-    pub info: Option<String>,
-}
-
-/// A request of a client, waiting or done.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// Its id.
-    pub id: String,
-    /// What it asks for.
-    pub kind: Kind,
-    /// Key of who asked.
-    pub owner: String,
-    /// Body as filed.
-    pub body: Map<String, Value>,
-    /// `params` as filed, defaults filled.
-    pub params: Map<String, Value>,
-    /// Models it accepts; empty: any.
-    pub models: Vec<String>,
-    /// Results not yet handed out.
-    pub n_waiting: u32,
-    /// Results asked for.
-    pub n_asked: u32,
-    /// Generations handed out so far.
-    pub generations: Vec<String>,
-    /// When it was filed.
-    pub filed: Instant,
-    /// Faults and expiries so far.
-    pub n_failures: u32,
-    /// Over without (all) results.
-    pub faulted: bool,
-    /// Deleted by its owner.
-    pub cancelled: bool,
-    /// Address of the stored source, where there is one.
-    pub source: Option<String>,
-    /// Address of the stored mask, where there is one.
-    pub mask: Option<String>,
-    /// Size of the source in pixels.
-    pub source_size: Option<(u32, u32)>,
-}
-
-/// How a generation stands for the rules (the ledger keeps the book for tests).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Handed out.
-    Live,
-    /// Result accepted.
-    Done,
-    /// Handed back.
-    Faulted,
-    /// Swept away.
-    Aborted,
-}
-
-/// One generation handed out.
-#[derive(Clone, Debug)]
-pub struct Generation {
-    /// Its id.
-    pub id: String,
-    /// Its request; empty for a decoy.
-    pub request: String,
-    /// Name of the worker that has it.
-    pub worker: String,
-    /// Model it was handed out for.
-    pub model: String,
-    /// When.
-    pub popped: Instant,
-    /// Lease.
-    pub ttl: Duration,
-    /// How it stands.
-    pub phase: Phase,
-    /// Pay if accepted.
-    pub reward: f64,
-    /// Work in the kind's unit (megapixelsteps, tokens, forms).
-    pub units: f64,
-    /// Result: text, `R2`, base64 or a form's object.
-    pub result: Option<Value>,
-    /// Seed as submitted.
-    pub seed: Option<i64>,
-    /// State as submitted.
-    pub state: String,
-    /// Metadata as submitted.
-    pub metadata: Vec<Value>,
-}
-
 /// Everything.
 pub struct State {
     /// Settings.
@@ -331,6 +164,27 @@ impl State {
                 request.n_waiting = 0;
             }
         }
+        if let Some(life) = self.settings.request_life {
+            self.forget_old_requests(life);
+        }
+    }
+
+    /// Deletes requests that outlived `life`, with their generations, so that nobody finds them any more.
+    fn forget_old_requests(&mut self, life: Duration) {
+        let generations = &mut self.generations;
+        self.requests.retain(|request| {
+            let in_hand = request
+                .generations
+                .iter()
+                .any(|id| generations.get(id).is_some_and(|one| one.phase == Phase::Live));
+            let kept = in_hand || request.touched.elapsed() <= life;
+            if !kept {
+                for id in &request.generations {
+                    generations.remove(id);
+                }
+            }
+            kept
+        });
     }
 
     /// Puts a generation's place back into its request's queue and counts the drop against its worker.
@@ -418,134 +272,5 @@ impl State {
             )
         })?;
         Ok((key.to_owned(), user))
-    }
-
-    /// Takes a submission of any kind through the rules they share. `accept` is called for a result that counts.
-    pub(crate) fn close(
-        &mut self,
-        id: &str,
-        key: Option<&str>,
-        faulted: bool,
-        accept: impl FnOnce(&mut Self),
-    ) -> Result<f64, Box<Answer>> {
-        self.sweep_if_due();
-        let Some(one) = self.generations.get(id).cloned() else {
-            return Err(refuse(
-                404,
-                "InvalidJobID",
-                &format!("Job with ID '{id}' not found in this horde"),
-            ));
-        };
-        let key =
-            key.ok_or_else(|| crate::answer::invalid("apikey", "Missing required parameter in the HTTP headers"))?;
-        if !self.users.contains_key(key) {
-            // A bug of the real server: an unknown key on a job that exists.
-            return Err(Box::new(Answer::json(
-                500,
-                &serde_json::json!({ "message": "Internal Server Error" }),
-            )));
-        }
-        let worker = self.workers.get(&one.worker).cloned();
-        if worker.as_ref().is_none_or(|worker| worker.owner != key) {
-            return Err(refuse(
-                403,
-                "WrongCredentials",
-                "Wrong credentials to submit as this worker.",
-            ));
-        }
-        let maintenance = worker.as_ref().is_some_and(|worker| worker.maintenance.is_some());
-        let decoy = one.request.is_empty();
-        let entry = self.ledger.generations.get_mut(id);
-        match (one.phase, faulted) {
-            (Phase::Done, _) => {
-                if let Some(entry) = entry {
-                    entry.duplicates += u32::from(!faulted);
-                }
-                if maintenance {
-                    return Ok(0.0);
-                }
-                Err(refuse(
-                    400,
-                    "DuplicateGen",
-                    &format!("Processing Generation with ID {id} already submitted"),
-                ))
-            }
-            (Phase::Aborted | Phase::Faulted, true) => {
-                if let Some(entry) = entry {
-                    entry.fault_submits += 1;
-                }
-                Ok(0.0)
-            }
-            (Phase::Aborted | Phase::Faulted, false) => {
-                if let Some(entry) = entry {
-                    entry.too_late += 1;
-                }
-                Err(refuse(
-                    400,
-                    "AbortedGen",
-                    &format!("Processing Job with ID {id} has already been aborted"),
-                ))
-            }
-            (Phase::Live, true) => {
-                if let Some(entry) = entry {
-                    entry.fault_submits += 1;
-                    entry.fate = Fate::Faulted;
-                    entry.seconds = Some(one.popped.elapsed().as_secs_f64());
-                }
-                if let Some(one) = self.generations.get_mut(id) {
-                    one.phase = Phase::Faulted;
-                }
-                if !decoy {
-                    self.give_back(id);
-                }
-                Ok(0.0)
-            }
-            (Phase::Live, false) => {
-                if let Some(entry) = entry {
-                    entry.accepted += 1;
-                    entry.fate = Fate::Accepted;
-                    entry.reward = one.reward;
-                    entry.seconds = Some(one.popped.elapsed().as_secs_f64());
-                }
-                if let Some(one) = self.generations.get_mut(id) {
-                    one.phase = Phase::Done;
-                }
-                self.pay(&one, decoy);
-                accept(self);
-                Ok(one.reward)
-            }
-        }
-    }
-
-    fn pay(&mut self, one: &Generation, decoy: bool) {
-        let Some(worker) = self.workers.get_mut(&one.worker) else {
-            return;
-        };
-        if decoy {
-            return;
-        }
-        let factor = if worker.kind == Kind::Image {
-            worker.agent.image_pay()
-        } else {
-            1.0
-        };
-        let seconds = one.popped.elapsed().as_secs_f64().max(0.001);
-        let speed = one.units / seconds;
-        worker.speeds.push_back(speed);
-        if worker.speeds.len() > 20 {
-            worker.speeds.pop_front();
-        }
-        let too_fast = match worker.kind {
-            Kind::Image => speed > 20.0,
-            Kind::Text => speed > 150.0,
-            Kind::Alchemy => false,
-        };
-        worker.suspicion += u32::from(too_fast);
-        worker.fulfilled += 1;
-        worker.kudos += one.reward * factor;
-        let owner = worker.owner.clone();
-        if let Some(user) = self.users.get_mut(&owner) {
-            user.kudos += one.reward * factor;
-        }
     }
 }

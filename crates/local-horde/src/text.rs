@@ -2,15 +2,56 @@
 
 use std::time::Duration;
 
+use rand::seq::IndexedRandom;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use crate::answer::{Answer, Outcome, refuse};
 use crate::kudos;
+use crate::model::{Generation, Kind, Phase, Request};
 use crate::schema::{self, Body};
-use crate::state::{Generation, Kind, Phase, Request, State};
+use crate::state::State;
 
 const TTL: Duration = Duration::from_secs(150);
+const MOST_LENGTH: i64 = 1_048_576;
+const MOST_CONTEXT: i64 = 16_777_216;
+/// Parameters that travel to the worker; the rest of what a client sent is dropped.
+const FORWARDED: [&str; 25] = [
+    "max_length",
+    "max_context_length",
+    "temperature",
+    "top_k",
+    "top_p",
+    "top_a",
+    "typical",
+    "tfs",
+    "min_p",
+    "rep_pen",
+    "rep_pen_range",
+    "rep_pen_slope",
+    "sampler_order",
+    "stop_sequence",
+    "smoothing_factor",
+    "dynatemp_range",
+    "dynatemp_exponent",
+    "singleline",
+    "frmttriminc",
+    "frmtrmblln",
+    "frmtrmspch",
+    "frmtadsnsp",
+    "use_default_badwordsids",
+    "special",
+    "softprompt",
+];
+
+/// Tokens a second below which requests that want fast workers pass by, by the first model of the worker's list.
+fn least_speed(model: &str) -> f64 {
+    match kudos::billions_in_name(model) {
+        Some(billions) if billions >= 20.0 => 3.0,
+        Some(billions) if billions >= 13.0 => 4.0,
+        _ => 5.0,
+    }
+}
 
 impl State {
     /// `POST /v2/generate/text/async`.
@@ -48,7 +89,7 @@ impl State {
             n_waiting: n,
             n_asked: n,
             generations: Vec::new(),
-            filed: Instant::now(),
+            touched: Instant::now(),
             n_failures: 0,
             faulted: false,
             cancelled: false,
@@ -63,8 +104,8 @@ impl State {
     pub(crate) fn pop_text(&mut self, key: Option<&str>, body: &Body) -> Outcome {
         self.sweep_if_due();
         let models = body.texts("models")?;
-        let max_length = body.integer("max_length", 1..=1_048_576)?.unwrap_or(512);
-        let max_context = body.integer("max_context_length", 1..=16_777_216)?.unwrap_or(2048);
+        body.integer("max_length", 1..=MOST_LENGTH)?;
+        body.integer("max_context_length", 1..=MOST_CONTEXT)?;
         body.flag("nsfw", true)?;
         let popper = self.check_in(Kind::Text, key, body)?;
         for model in &models {
@@ -86,6 +127,13 @@ impl State {
             None => return Err(refuse(404, "WorkerNotFound", "Worker not found")),
         };
         let nsfw = stored.flag("nsfw", true).unwrap_or(true);
+        let limit = |name: &str, most, default| stored.integer(name, 1..=most).ok().flatten().unwrap_or(default);
+        let max_length = limit("max_length", MOST_LENGTH, 512);
+        let max_context = limit("max_context_length", MOST_CONTEXT, 2048);
+        let too_slow = self
+            .workers
+            .get(&popper.name)
+            .is_some_and(|worker| worker.speed() < least_speed(&models[0]) && !worker.speeds.is_empty());
         if paused {
             return Ok(self.decoy(&popper.name, Kind::Text, &models[0]));
         }
@@ -98,7 +146,8 @@ impl State {
             let nsfw = nsfw || !filed.flag("nsfw", false).unwrap_or(false);
             let trusted = popper.trusted || !filed.flag("trusted_workers", false).unwrap_or(false);
             let validated = agent.validated_text() || !filed.flag("validated_backends", false).unwrap_or(false);
-            fits && model && nsfw && trusted && validated && self.may_work(request, &popper.name)
+            let speed = !too_slow || filed.flag("slow_workers", true).unwrap_or(true);
+            fits && model && nsfw && trusted && validated && speed && self.may_work(request, &popper.name)
         });
         let Some(index) = found else {
             self.refuse_in_maintenance(&popper.name)?;
@@ -110,11 +159,13 @@ impl State {
         let id = self.new_id();
         let request = &mut self.requests[index];
         request.n_waiting -= 1;
+        request.touched = Instant::now();
         request.generations.push(id.clone());
         let model = request
             .models
             .iter()
             .find(|model| models.contains(model))
+            .or_else(|| models.choose(&mut self.rng))
             .unwrap_or(&models[0])
             .clone();
         let prompt = request.body.get("prompt").cloned().unwrap_or_default();
@@ -125,12 +176,15 @@ impl State {
             request
                 .params
                 .iter()
-                .filter(|(name, _)| *name != "n")
+                .filter(|(name, _)| FORWARDED.contains(&name.as_str()))
                 .map(|(name, value)| (name.clone(), value.clone())),
         );
         let request_id = request.id.clone();
         let ttl = TTL.mul_f64(self.settings.ttl_factor);
-        self.hand_out(generation(&id, &request_id, &popper.name, &model, ttl), Kind::Text);
+        self.hand_out(
+            Generation::handed_out(&id, &request_id, &popper.name, &model, ttl),
+            Kind::Text,
+        );
         Ok(Answer::ok(&json!({
             "payload": payload, "id": id, "ids": [id], "messages": self.messages, "ttl": ttl.as_secs(), "extra_source_images": null, "skipped": {},
             "softprompt": null, "model": model,
@@ -270,7 +324,7 @@ impl State {
     /// What a silently paused worker gets: a job that looks real and is worth nothing.
     pub(crate) fn decoy(&mut self, worker: &str, kind: Kind, model: &str) -> Answer {
         let id = self.new_id();
-        self.hand_out(generation(&id, "", worker, model, TTL), kind);
+        self.hand_out(Generation::handed_out(&id, "", worker, model, TTL), kind);
         let upload = self.objects.sign("PUT", &format!("{id}.webp"));
         Answer::ok(&match kind {
             Kind::Text => json!({
@@ -287,25 +341,7 @@ impl State {
     }
 }
 
-/// A generation as it is handed out.
-pub(crate) fn generation(id: &str, request: &str, worker: &str, model: &str, ttl: Duration) -> Generation {
-    Generation {
-        id: id.to_owned(),
-        request: request.to_owned(),
-        worker: worker.to_owned(),
-        model: model.to_owned(),
-        popped: Instant::now(),
-        ttl,
-        phase: Phase::Live,
-        reward: 0.0,
-        units: 1.0,
-        result: None,
-        seed: None,
-        state: "ok".to_owned(),
-        metadata: Vec::new(),
-    }
-}
-
+/// Puts the fields of one object into another.
 pub(crate) fn merge(into: &mut Value, from: Value) {
     if let (Some(into), Value::Object(from)) = (into.as_object_mut(), from) {
         into.extend(from);

@@ -8,8 +8,9 @@ use tokio::time::Instant;
 
 use crate::agents::Agent;
 use crate::answer::{Answer, Outcome, refuse};
+use crate::model::{Kind, Worker};
 use crate::schema::Body;
-use crate::state::{ANONYMOUS_KEY, Kind, State, Worker};
+use crate::state::{ANONYMOUS_KEY, State};
 
 /// Workers an account may hold.
 const MOST_UNTRUSTED: usize = 3;
@@ -181,11 +182,7 @@ impl State {
     }
 
     pub(crate) fn worker_details(&self, worker: &Worker) -> Value {
-        let speed = if worker.speeds.is_empty() {
-            1.0
-        } else {
-            worker.speeds.iter().sum::<f64>() / worker.speeds.len() as f64
-        };
+        let speed = worker.speed();
         let unit = if worker.kind == Kind::Text {
             "tokens"
         } else {
@@ -213,6 +210,18 @@ impl State {
         for key in own {
             if let Some(value) = stored(key) {
                 details[*key] = value;
+            }
+        }
+        if worker.kind == Kind::Image {
+            for (field, flag, default) in [
+                ("img2img", "allow_img2img", true),
+                ("painting", "allow_painting", true),
+                ("post-processing", "allow_post_processing", true),
+                ("lora", "allow_lora", false),
+                ("controlnet", "allow_controlnet", false),
+                ("sdxl_controlnet", "allow_sdxl_controlnet", false),
+            ] {
+                details[field] = stored(flag).unwrap_or(json!(default));
             }
         }
         details
