@@ -105,15 +105,34 @@ async fn carry(mut client: TcpStream, target: SocketAddr, spoil: Spoil) -> std::
         }
         _ => {}
     }
-    let server = TcpStream::connect(target).await?;
-    let (mut from_client, mut to_client) = client.into_split();
-    let (mut from_server, mut to_server) = server.into_split();
+    let mut server = TcpStream::connect(target).await?;
+    if pass(&mut client, &mut server, &spoil).await? == End::Reset {
+        // Closing with unsent bytes and no linger sends RST instead of FIN.
+        client.set_zero_linger()?;
+        server.set_zero_linger()?;
+    }
+    Ok(())
+}
+
+/// How a spoiled connection is to be closed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// As both sides wished.
+    Orderly,
+    /// With a reset to both sides.
+    Reset,
+}
+
+/// Passes bytes both ways. Borrows the streams: owned halves would say FIN when they are dropped, before any reset.
+async fn pass(client: &mut TcpStream, server: &mut TcpStream, spoil: &Spoil) -> std::io::Result<End> {
+    let (mut from_client, mut to_client) = client.split();
+    let (mut from_server, mut to_server) = server.split();
     let request_limit = if let Spoil::ResetRequestAt(limit) = spoil {
-        limit
+        *limit
     } else {
         u64::MAX
     };
-    let request = async move {
+    let request = async {
         let mut passed = 0_u64;
         let mut buffer = [0_u8; 16_384];
         loop {
@@ -122,45 +141,41 @@ async fn carry(mut client: TcpStream, target: SocketAddr, spoil: Spoil) -> std::
             to_server.write_all(&buffer[..room]).await?;
             passed += room as u64;
             if n == 0 {
-                return to_server.shutdown().await.map(|()| false);
+                return to_server.shutdown().await.map(|()| End::Orderly);
             }
             if passed >= request_limit {
-                from_client.as_ref().set_zero_linger()?;
-                to_server.as_ref().set_zero_linger()?;
-                return Ok(true);
+                return Ok(End::Reset);
             }
         }
     };
     let answer = async {
         let mut passed = 0_u64;
         let mut buffer = [0_u8; 16_384];
-        if spoil == Spoil::HalfClose {
+        if *spoil == Spoil::HalfClose {
             let _ = from_server.read(&mut buffer).await?;
-            return to_client.shutdown().await;
+            return to_client.shutdown().await.map(|()| End::Orderly);
         }
         if let Spoil::Delay(time) = spoil {
             let n = from_server.read(&mut buffer).await?;
-            tokio::time::sleep(time).await;
+            tokio::time::sleep(*time).await;
             to_client.write_all(&buffer[..n]).await?;
         }
         loop {
             let n = from_server.read(&mut buffer).await?;
             if n == 0 {
-                return to_client.shutdown().await;
+                return to_client.shutdown().await.map(|()| End::Orderly);
             }
             match spoil {
                 Spoil::Drip(time) => {
                     for byte in &buffer[..n] {
                         to_client.write_all(&[*byte]).await?;
-                        tokio::time::sleep(time).await;
+                        tokio::time::sleep(*time).await;
                     }
                 }
-                Spoil::ResetAnswerAt(limit) if passed + n as u64 >= limit => {
+                Spoil::ResetAnswerAt(limit) if passed + n as u64 >= *limit => {
                     let room = usize::try_from(limit - passed).unwrap_or(0).min(n);
                     to_client.write_all(&buffer[..room]).await?;
-                    to_client.flush().await?;
-                    to_client.as_ref().set_zero_linger()?;
-                    return Ok(());
+                    return Ok(End::Reset);
                 }
                 _ => to_client.write_all(&buffer[..n]).await?,
             }
@@ -171,8 +186,8 @@ async fn carry(mut client: TcpStream, target: SocketAddr, spoil: Spoil) -> std::
     tokio::pin!(answer);
     tokio::select! {
         cut = &mut request => {
-            if cut? {
-                return Ok(());
+            if cut? == End::Reset {
+                return Ok(End::Reset);
             }
             answer.await
         }

@@ -1,4 +1,9 @@
 //! The server's promises, as a worker of another author would meet them.
 
+mod gates;
+mod http;
+mod memory;
+mod proxy;
 mod rules;
 mod sdk;
+mod wire;

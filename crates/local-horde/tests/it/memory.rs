@@ -1,0 +1,120 @@
+//! The server behind the transport trait, in every weather.
+
+use std::time::Duration;
+
+use horde_client::transport::{Request, RequestClass, Response, Transport, TransportError};
+use local_horde::{CLIENT_KEY, Horde, Settings, Weather, fair};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+fn filing() -> Request {
+    let mut headers = http::HeaderMap::new();
+    headers.insert("apikey", CLIENT_KEY.parse().expect("a header"));
+    headers.insert("content-type", "application/json".parse().expect("a header"));
+    let url = "http://127.0.0.1:1/api/v2/generate/text/async";
+    Request {
+        method: http::Method::POST,
+        url: url.parse().expect("an address"),
+        headers,
+        body: json!({ "prompt": "Once", "models": ["m-1B"] }).to_string().into(),
+        class: RequestClass::Api,
+        deadline: DEADLINE,
+        max_body_bytes: 1 << 20,
+    }
+}
+
+fn horde() -> Horde {
+    Horde::new(Settings {
+        rate_limits: false,
+        ..Settings::default()
+    })
+}
+
+async fn once(weather: Weather) -> (Result<Response, TransportError>, usize) {
+    let horde = horde();
+    let answer = horde.transport(weather).send(filing()).await;
+    let n_filed = horde.state().requests.len();
+    (answer, n_filed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn fair_weather_answers_after_its_latency() {
+    let started = Instant::now();
+    let (answer, n_filed) = once(fair(Duration::from_millis(300))).await;
+    assert_eq!(answer.map(|answer| answer.status.as_u16()).ok(), Some(202));
+    assert_eq!((n_filed, started.elapsed()), (1, Duration::from_millis(300)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_trouble_acts_or_does_not_act_as_its_kind_says() {
+    let weather = Weather::default;
+    let lost = Weather {
+        lost_request: 1.0,
+        ..weather()
+    };
+    assert!(matches!(once(lost).await, (Err(TransportError::Unreachable { .. }), 0)));
+    let answerless = Weather {
+        lost_answer: 1.0,
+        ..weather()
+    };
+    assert!(matches!(
+        once(answerless).await,
+        (Err(TransportError::Broken { .. }), 1)
+    ));
+    let started = Instant::now();
+    let hole = Weather {
+        black_hole: 1.0,
+        ..weather()
+    };
+    assert!(matches!(once(hole).await, (Err(TransportError::TimedOut { .. }), 0)));
+    assert_eq!(started.elapsed(), DEADLINE);
+    let (page, n_filed) = once(Weather {
+        gateway: 1.0,
+        ..weather()
+    })
+    .await;
+    let page = page.expect("a page");
+    assert!(page.status.is_server_error() && page.body.starts_with(b"<html>") && n_filed == 0);
+    let (limited, n_filed) = once(Weather {
+        limited: 1.0,
+        ..weather()
+    })
+    .await;
+    assert_eq!((limited.expect("a refusal").status.as_u16(), n_filed), (429, 0));
+    let (cut, n_filed) = once(Weather {
+        truncated: 1.0,
+        ..weather()
+    })
+    .await;
+    let cut = cut.expect("a part of an answer");
+    assert!(serde_json::from_slice::<Value>(&cut.body).is_err() && n_filed == 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_seed_brings_the_same_weather_and_the_weather_clears() {
+    let storm = |seed| Weather {
+        seed,
+        latency: (Duration::from_millis(20), Duration::from_millis(900)),
+        lost_request: 0.2,
+        lost_answer: 0.2,
+        gateway: 0.2,
+        clears_after: Some(Duration::from_secs(30)),
+        ..Weather::default()
+    };
+    async fn lived(weather: Weather) -> (Vec<bool>, Duration) {
+        let started = Instant::now();
+        let way = horde().transport(weather);
+        let mut good = Vec::new();
+        for _ in 0..200 {
+            good.push(matches!(way.send(filing()).await, Ok(answer) if answer.status.is_success()));
+        }
+        (good, started.elapsed())
+    }
+    let (first, again, other) = (lived(storm(7)).await, lived(storm(7)).await, lived(storm(8)).await);
+    assert_eq!(first, again);
+    assert_ne!(first, other);
+    assert!(first.0[..40].contains(&false));
+    assert!(first.0[120..].iter().all(|good| *good));
+}
