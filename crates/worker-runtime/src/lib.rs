@@ -13,6 +13,8 @@ mod job;
 pub mod law;
 pub mod ledger;
 mod life;
+mod plan;
+mod popped;
 mod publish;
 mod replay;
 pub mod run;

@@ -253,7 +253,20 @@ where
     }
 
     fn spawn(&self) -> std::io::Result<Child> {
-        Command::new(&self.command.program)
+        let mut command = Command::new(&self.command.program);
+        // An engine needs no key: whatever the supervisor was given in its environment stays there.
+        for (name, _) in std::env::vars_os() {
+            let upper = name.to_string_lossy().to_ascii_uppercase();
+            if ["KEY", "TOKEN", "SECRET", "PASSWORD"]
+                .iter()
+                .any(|secret| upper.ends_with(secret))
+            {
+                command.env_remove(name);
+            }
+        }
+        // A group of its own: Ctrl-C at the terminal is for the supervisor, which lets the running job end.
+        command
+            .process_group(0)
             .args(&self.command.args)
             .envs(self.command.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())

@@ -27,6 +27,8 @@ pub fn serve<E: Engine>(build: impl FnOnce(serde_json::Value) -> Result<E, LoadE
             return ExitCode::FAILURE;
         }
     };
+    // When memory runs out the engine goes, not the supervisor that has to hand its job back.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "500");
     let (mut input, output) = pipes;
     let host = Arc::new(Host::<E> {
         output: Mutex::new(output),
