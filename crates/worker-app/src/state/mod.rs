@@ -6,7 +6,7 @@ mod status_file;
 
 pub use control::{Inbox, Order, Taken, give};
 pub use lock::{Lock, holder};
-pub use status_file::{StatusFile, read_status, write_status};
+pub use status_file::{STATUS_FILE, StatusFile, read_status, write_status};
 
 use std::io::Write;
 use std::path::Path;

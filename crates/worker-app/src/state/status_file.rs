@@ -8,7 +8,8 @@ use worker_runtime::Status;
 use crate::config::reason;
 use crate::stop::{Code, Stop};
 
-const STATUS_FILE: &str = "status.json";
+/// Its name in the state directory.
+pub const STATUS_FILE: &str = "status.json";
 /// A status file longer than this was not written by a worker.
 const MAX_BYTES: u64 = 4 << 20;
 

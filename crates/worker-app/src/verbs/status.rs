@@ -5,7 +5,7 @@ use std::path::Path;
 use worker_runtime::status::Stage;
 
 use crate::display::{sane, span, why_idle};
-use crate::state::{StatusFile, holder, read_status};
+use crate::state::{STATUS_FILE, StatusFile, holder, read_status};
 use crate::stop::{Code, Stop};
 use crate::text::printable;
 
@@ -24,15 +24,16 @@ pub fn status(name: &str, dir: &Path, json: bool) -> Result<String, Stop> {
             )))
         };
     };
-    let file = read_status(dir)?;
-    // Between taking the lock and the first status an earlier worker's file is still there.
-    if pid.is_some_and(|pid| pid != file.pid) {
-        return Err(Stop::new(
-            Code::Instance,
-            format!("the {name} (pid {}) is just starting", pid.unwrap_or_default()),
-        )
-        .hint("ask again in a second"));
-    }
+    // Between taking the lock and the first status there is no file, or an earlier worker's.
+    let is_of_holder = |file: &StatusFile| pid.is_none_or(|pid| pid == file.pid);
+    let file = match read_status(dir) {
+        Ok(file) if is_of_holder(&file) => file,
+        Err(stop) if dir.join(STATUS_FILE).exists() => return Err(stop),
+        _ if json => return Ok("{\"running\":true,\"starting\":true}\n".to_owned()),
+        _ => {
+            return Err(Stop::new(Code::Instance, format!("the {name} is just starting")).hint("ask again in a second"));
+        }
+    };
     if !json {
         return Ok(report(&file));
     }

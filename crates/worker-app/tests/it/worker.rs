@@ -258,13 +258,17 @@ fn nothing_listens_and_the_key_is_not_handed_on() {
     let hosted = Hosted::new();
     let echo = hosted.echo();
     let worker = echo.start();
-    echo.wait_for("the first pop", |status| {
+    let status = echo.wait_for("the first pop", |status| {
         status["status"]["poll"]["pops"].as_u64() > Some(0)
     });
     let engines = worker.engines();
     assert_eq!(engines.len(), 1);
     for pid in engines.iter().chain([&worker.child.id()]) {
-        assert_eq!(listening(*pid), Vec::<String>::new(), "pid {pid}");
+        match listening(*pid) {
+            Some(sockets) => assert_eq!(sockets, Vec::<String>::new(), "pid {pid}"),
+            // Only root may look into a supervisor that has closed its memory; then the kernel's word must do.
+            None => assert_eq!(status["sandbox"], "listening on TCP is denied by the kernel (Landlock)"),
+        }
         let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
         assert!(!String::from_utf8_lossy(&command_line).contains(WORKER_KEY));
     }
@@ -275,9 +279,9 @@ fn nothing_listens_and_the_key_is_not_handed_on() {
     );
 }
 
-/// Sockets of `pid` that listen: inodes of its descriptors found in LISTEN state.
-fn listening(pid: u32) -> Vec<String> {
-    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+/// Sockets of `pid` that listen: inodes of its descriptors found in LISTEN state. `None` when it may not be looked into.
+fn listening(pid: u32) -> Option<Vec<String>> {
+    let links = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
     let inodes: Vec<String> = links
         .filter_map(|link| std::fs::read_link(link.path()).ok())
         .filter_map(|target| {
@@ -290,7 +294,7 @@ fn listening(pid: u32) -> Vec<String> {
             )
         })
         .collect();
-    ["tcp", "tcp6"]
+    let listening = ["tcp", "tcp6"]
         .iter()
         .filter_map(|table| std::fs::read_to_string(format!("/proc/{pid}/net/{table}")).ok())
         .flat_map(|table| table.lines().skip(1).map(str::to_owned).collect::<Vec<_>>())
@@ -298,7 +302,8 @@ fn listening(pid: u32) -> Vec<String> {
             let fields: Vec<&str> = line.split_whitespace().collect();
             fields.get(3) == Some(&"0A") && fields.get(9).is_some_and(|inode| inodes.iter().any(|own| own == inode))
         })
-        .collect()
+        .collect();
+    Some(listening)
 }
 
 #[test]
@@ -428,6 +433,35 @@ fn each_reason_not_to_start_has_its_code_one_message_and_a_hint() {
         told.push_str(&format!("── {what}: exit {code}\n{stderr}"));
     }
     insta::assert_snapshot!(told);
+}
+
+#[test]
+fn a_name_that_belongs_to_somebody_else_is_78_before_any_work_and_doctor_sees_it() {
+    let hosted = Hosted::new();
+    let pop = json!({ "name": "echo-tester", "models": ["echo/one"], "bridge_agent": "other:1:x" });
+    hosted
+        .horde
+        .call("POST", "generate/text/pop", local_horde::CLIENT_KEY, &pop)
+        .unwrap();
+    let echo = hosted.echo();
+    let output = echo.output(&["--log", "text", "--log-level", "off"]);
+    assert_eq!(output.code, 78, "{}", output.stderr);
+    assert!(
+        output
+            .stderr
+            .contains("choose another `worker_name` than `echo-tester`"),
+        "{}",
+        output.stderr
+    );
+    let found = echo.output(&["doctor"]);
+    assert_eq!(found.code, 78, "{}", found.stdout);
+    assert!(
+        found
+            .stdout
+            .contains("FAIL  worker name: `echo-tester` belongs to another account"),
+        "{}",
+        found.stdout
+    );
 }
 
 #[test]
