@@ -63,7 +63,7 @@ fn program<P: Program>(args: &[String]) -> Result<ExitCode, Stop> {
 
     let mut sources = sources::<P>(&cli.flags)?;
     let asked_for = sources.file.clone();
-    if matches!(verb, Verb::Setup) {
+    if matches!(verb, Verb::Setup { .. }) {
         // What is to be written need not be there.
         sources.file = sources.file.filter(|path| path.exists());
     }
@@ -86,14 +86,25 @@ fn program<P: Program>(args: &[String]) -> Result<ExitCode, Stop> {
         Verb::Finish => print(verbs::control::control(P::NAME, dir, Order::Finish)),
         Verb::Stop => print(verbs::control::control(P::NAME, dir, Order::Stop)),
         Verb::Doctor { json } => doctor::<P>(&loaded, json),
-        Verb::Setup => {
+        Verb::Setup { import } => {
             forget_key_in_environment(P::NAME);
             let target = match &asked_for {
                 Some(path) => sources.places.absolute(path),
                 None => sources.places.config_file(P::NAME),
             };
             let context = context::<P>(&loaded, None)?;
-            verbs::setup::setup(&context, &loaded, &sources.places, &target, &runtime()?)?;
+            let imported = match import {
+                Some(path) => verbs::import::import(&path, P::NAME)?,
+                None => verbs::import::Imported::default(),
+            };
+            let asking = verbs::setup::Asking {
+                context: &context,
+                loaded: &loaded,
+                places: &sources.places,
+                runtime: &runtime()?,
+                imported,
+            };
+            verbs::setup::setup(&asking, &target)?;
             Ok(ExitCode::SUCCESS)
         }
         Verb::Extra(command) => {

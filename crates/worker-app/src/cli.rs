@@ -58,7 +58,11 @@ pub enum Verb<C: Subcommand> {
     /// Ask for key, name, device and models, and write a commented configuration
     ///
     /// An existing configuration is never overwritten. Answers are read from the terminal, or line by line from a pipe.
-    Setup,
+    Setup {
+        /// Take key, name and what else has a counterpart from a `bridgeData.yaml` of the Horde's Python workers
+        #[arg(long, value_name = "FILE")]
+        import: Option<PathBuf>,
+    },
     /// Look for everything that could keep the worker from earning
     ///
     /// Checks the Horde, the key, the worker's name, what the bridge agent unlocks, state directory, disk, models,

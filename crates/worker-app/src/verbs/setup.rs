@@ -11,6 +11,7 @@ use horde_client::error::ApiError;
 use horde_client::secret::ApiKey;
 
 use super::doctor::{bytes, is_anonymous, is_bad_key};
+use super::import::Imported;
 use crate::config::{Key, KeySource, Loaded, Places, reason};
 use crate::devices;
 use crate::program::{Choice, Context, DeviceFound, Program};
@@ -30,14 +31,22 @@ struct Answers {
     models: Vec<String>,
 }
 
+/// What the questions are asked with.
+pub struct Asking<'a, P: Program> {
+    /// The configuration so far and the way to the Horde.
+    pub context: &'a Context<P>,
+    /// Where a key may have been found already.
+    pub loaded: &'a Loaded<P::Config>,
+    /// Base directories.
+    pub places: &'a Places,
+    /// Runs the questions to the Horde.
+    pub runtime: &'a tokio::runtime::Runtime,
+    /// Answers taken from another worker's configuration.
+    pub imported: Imported,
+}
+
 /// Asks, checks with the Horde where it can be reached, and writes.
-pub fn setup<P: Program>(
-    context: &Context<P>,
-    loaded: &Loaded<P::Config>,
-    places: &Places,
-    target: &Path,
-    runtime: &tokio::runtime::Runtime,
-) -> Result<(), Stop> {
+pub fn setup<P: Program>(asking: &Asking<'_, P>, target: &Path) -> Result<(), Stop> {
     if target.exists() {
         return Err(exists(target, P::NAME));
     }
@@ -47,21 +56,23 @@ pub fn setup<P: Program>(
     );
     let mut input = Input::new();
 
-    let (key, user) = ask_key(context, loaded, places, &mut input, runtime)?;
-    let client = Client::new(
-        context.transport.clone(),
-        ClientConfig {
-            api_key: key,
-            ..context.client.config().clone()
-        },
-    );
+    let (key, user) = ask_key(asking, &mut input)?;
+    let client = client_with(asking.context, &key);
     let answers = Answers {
-        worker_name: ask_name(&client, user.as_ref(), P::NAME, &mut input, runtime)?,
+        worker_name: ask_name(asking, &client, user.as_ref(), &mut input)?,
         device: ask_device(&devices::probe(P::NAME).unwrap_or_default(), &mut input)?,
-        models: ask_models(&P::choices(context), &mut input)?,
+        models: ask_models(&P::choices(asking.context), &mut input)?,
     };
-    let text = fill(P::CONFIG_FILE, P::NAME, P::MODELS_KEY, &answers);
+    let mut text = fill(P::CONFIG_FILE, P::NAME, P::MODELS_KEY, &answers);
+    text = add_imported(&text, &asking.imported);
     write_new(target, &text)?;
+    if !asking.imported.left_out.is_empty() {
+        let keys: Vec<String> = asking.imported.left_out.iter().map(|key| printable(key)).collect();
+        println!(
+            "\nNot taken over, as there is no counterpart or it is decided otherwise here: {}.",
+            keys.join(", ")
+        );
+    }
     println!(
         "\nWrote `{}`. Next: `{} doctor`, then `{}`.",
         target.display(),
@@ -69,6 +80,17 @@ pub fn setup<P: Program>(
         P::NAME
     );
     Ok(())
+}
+
+/// The same line to the Horde with another key.
+fn client_with<P: Program>(context: &Context<P>, key: &ApiKey) -> Client {
+    Client::new(
+        context.transport.clone(),
+        ClientConfig {
+            api_key: key.clone(),
+            ..context.client.config().clone()
+        },
+    )
 }
 
 fn exists(target: &Path, name: &str) -> Stop {
@@ -81,37 +103,37 @@ fn exists(target: &Path, name: &str) -> Stop {
     ))
 }
 
-/// An existing key is taken as it is; a typed one goes into the key file.
-fn ask_key<P: Program>(
-    context: &Context<P>,
-    loaded: &Loaded<P::Config>,
-    places: &Places,
-    input: &mut Input,
-    runtime: &tokio::runtime::Runtime,
-) -> Result<(ApiKey, Option<User>), Stop> {
-    if let Ok(key) = &loaded.key {
+/// An existing key is taken as it is; a typed or imported one goes into the key file.
+fn ask_key<P: Program>(asking: &Asking<'_, P>, input: &mut Input) -> Result<(ApiKey, Option<User>), Stop> {
+    if let Ok(key) = &asking.loaded.key {
         println!("1. API key: found in {}.", key.source);
-        return Ok((
-            key.api_key.clone(),
-            look_up(context, &key.api_key, runtime).unwrap_or_default(),
-        ));
+        return Ok((key.api_key.clone(), look_up(asking, &key.api_key).unwrap_or_default()));
     }
-    let key_file = places.key_file();
+    let key_file = asking.places.key_file();
     println!(
         "1. Your API key. It is stored in `{}`, readable by you alone.",
         key_file.display()
     );
-    println!("   No key yet? https://aihorde.net/register");
+    let mut imported = asking.imported.api_key.clone();
+    if imported.is_none() {
+        println!("   No key yet? https://aihorde.net/register");
+    }
     for _ in 0..MOST_TRIES {
-        let typed = input.ask_secret("   API key: ")?;
-        let key = match Key::parse(&typed, KeySource::File(key_file.clone())) {
+        let given = match imported.take() {
+            Some(key) => {
+                println!("   Taken from the imported file.");
+                key
+            }
+            None => input.ask_secret("   API key: ")?,
+        };
+        let key = match Key::parse(&given, KeySource::File(key_file.clone())) {
             Ok(key) => key.api_key,
             Err(stop) => {
                 print!("   {}", stop.render());
                 continue;
             }
         };
-        match look_up(context, &key, runtime) {
+        match look_up(asking, &key) {
             Ok(user) => {
                 write_new(&key_file, &format!("{}\n", key.expose()))?;
                 return Ok((key, user));
@@ -123,17 +145,9 @@ fn ask_key<P: Program>(
 }
 
 /// The account behind `key`; nothing when the Horde cannot be asked; an error when it says that the key is wrong.
-fn look_up<P: Program>(
-    context: &Context<P>,
-    key: &ApiKey,
-    runtime: &tokio::runtime::Runtime,
-) -> Result<Option<User>, ()> {
-    let config = ClientConfig {
-        api_key: key.clone(),
-        ..context.client.config().clone()
-    };
-    let client = Client::new(context.transport.clone(), config);
-    match runtime.block_on(client.find_user()) {
+fn look_up<P: Program>(asking: &Asking<'_, P>, key: &ApiKey) -> Result<Option<User>, ()> {
+    let client = client_with(asking.context, key);
+    match asking.runtime.block_on(client.find_user()) {
         Ok(user) if is_anonymous(&user) => Err(()),
         Ok(user) => {
             let name = user.username.as_deref().map_or_else(|| "known".to_owned(), printable);
@@ -148,16 +162,22 @@ fn look_up<P: Program>(
     }
 }
 
-fn ask_name(
+fn ask_name<P: Program>(
+    asking: &Asking<'_, P>,
     client: &Client,
     user: Option<&User>,
-    program: &str,
     input: &mut Input,
-    runtime: &tokio::runtime::Runtime,
 ) -> Result<String, Stop> {
     println!("\n2. The worker's name, unique among all workers of the Horde.");
+    let mut imported = asking.imported.worker_name.clone();
     for _ in 0..MOST_TRIES {
-        let typed = input.ask(&format!("   Name of this {program}: "))?;
+        let typed = match imported.take() {
+            Some(name) => {
+                println!("   Taken from the imported file: {}", printable(&name));
+                name
+            }
+            None => input.ask(&format!("   Name of this {}: ", P::NAME))?,
+        };
         let name = match typed.parse::<WorkerName>() {
             Ok(name) => name,
             Err(error) => {
@@ -165,7 +185,7 @@ fn ask_name(
                 continue;
             }
         };
-        match runtime.block_on(client.worker_by_name(name.as_str())) {
+        match asking.runtime.block_on(client.worker_by_name(name.as_str())) {
             Ok(worker) => {
                 let ids = user.and_then(|user| user.worker_ids.as_ref());
                 let is_own = matches!((&worker.id, ids), (Some(id), Some(ids)) if ids.contains(id));
@@ -254,6 +274,30 @@ fn fill(template: &str, name: &str, models_key: &str, answers: &Answers) -> Stri
             text(&answers.models[0])
         };
         put(&mut lines, Some(name), models_key, &value);
+    }
+    lines.join("\n") + "\n"
+}
+
+/// What another worker's configuration brought besides the answers.
+fn add_imported(text: &str, imported: &Imported) -> String {
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    if !imported.priority_usernames.is_empty() {
+        let names = imported
+            .priority_usernames
+            .iter()
+            .map(|name| toml::Value::String(name.clone()));
+        put(
+            &mut lines,
+            None,
+            "priority_usernames",
+            &toml::Value::Array(names.collect()).to_string(),
+        );
+    }
+    if let Some(nsfw) = imported.nsfw {
+        put(&mut lines, None, "nsfw", &nsfw.to_string());
+    }
+    if let Some(prefetch) = imported.prefetch {
+        put(&mut lines, None, "prefetch", &prefetch.to_string());
     }
     lines.join("\n") + "\n"
 }

@@ -559,6 +559,44 @@ fn setup_asks_four_things_and_what_it_writes_runs() {
     assert_eq!(worker.end().0, 0);
 }
 
+#[test]
+fn setup_takes_over_what_a_python_worker_was_told() {
+    use std::io::Write;
+    let hosted = Hosted::new();
+    let mut echo = Echo::new();
+    echo.horde_url = hosted.running.base();
+    let yaml = echo.home.path().join("bridgeData.yaml");
+    let text = format!(
+        "api_key: \"{WORKER_KEY}\"\nworker_name: 'old faithful'\npriority_usernames:\n  - friend#12\nnsfw: false\nmax_power: 8\n"
+    );
+    std::fs::write(&yaml, text).unwrap();
+    let mut child = echo
+        .command(&["setup", "--import", yaml.to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"1\n1\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("Not taken over") && said.contains("max_power") && !said.contains(WORKER_KEY),
+        "{said}"
+    );
+    let text = std::fs::read_to_string(echo.home.path().join(".config/horde-workers/echo.toml")).unwrap();
+    for line in [
+        "worker_name = \"old faithful\"",
+        "priority_usernames = [\"friend#12\"]",
+        "nsfw = false",
+    ] {
+        assert!(text.contains(line), "{text}");
+    }
+    assert_eq!(echo.output(&["doctor"]).code, 0);
+    let missing = echo.output(&["setup", "--import", "/nowhere.yaml"]);
+    assert_eq!(missing.code, 64, "{}", missing.stderr);
+}
+
 fn mode(path: &Path) -> u32 {
     use std::os::unix::fs::PermissionsExt;
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
