@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use horde_client::secret::ApiKey;
 
 use super::Places;
-use super::layers::{Origin, reason};
+use super::file::reason;
+use super::origin::Origin;
 use super::raw::Raw;
 use crate::stop::Stop;
 

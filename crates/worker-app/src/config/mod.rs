@@ -2,10 +2,13 @@
 //!
 //! Layers, each over the one before: defaults, file, environment, flags. [`load`] is the way in.
 
+mod environment;
+mod file;
 mod key;
 
 mod layers;
 mod locate;
+mod origin;
 mod places;
 mod raw;
 mod resolve;
@@ -17,8 +20,8 @@ use std::time::Duration;
 use horde_client::agent::{BridgeAgent, WorkerName};
 use url::Url;
 
+pub(crate) use file::reason;
 pub use key::{Key, KeySource};
-pub(crate) use layers::reason;
 pub use layers::{Loaded, Sources, load};
 pub use places::Places;
 pub use windows::Window;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use horde_client::agent::{BridgeAgent, NameError, WorkerName};
 use url::Url;
 
-use super::layers::Origin;
+use super::origin::Origin;
 use super::raw::Raw;
 use super::{Common, LogSettings, Places, Window};
 use crate::stop::Stop;

@@ -1,7 +1,7 @@
 //! `setup`: four questions, a key file and a commented configuration. Nothing that exists is overwritten.
 
 use std::fs::OpenOptions;
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -12,6 +12,8 @@ use horde_client::secret::ApiKey;
 
 use super::doctor::{bytes, is_anonymous, is_bad_key};
 use super::import::Imported;
+use super::questions::Input;
+use super::template::{Answers, add_imported, fill};
 use crate::config::{Key, KeySource, Loaded, Places, reason};
 use crate::devices;
 use crate::program::{Choice, Context, DeviceFound, Program};
@@ -19,17 +21,7 @@ use crate::stop::{Code, Stop};
 use crate::text::printable;
 
 /// A typing error may be corrected this often.
-const MOST_TRIES: usize = 5;
-/// Longest answer read.
-const MAX_ANSWER_BYTES: u64 = 4096;
-
-/// What the questions brought.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Answers {
-    worker_name: String,
-    device: String,
-    models: Vec<String>,
-}
+pub(super) const MOST_TRIES: usize = 5;
 
 /// What the questions are asked with.
 pub struct Asking<'a, P: Program> {
@@ -250,100 +242,6 @@ fn ask_models(choices: &[Choice], input: &mut Input) -> Result<Vec<String>, Stop
         .collect())
 }
 
-/// The template with the answers in their places.
-fn fill(template: &str, name: &str, models_key: &str, answers: &Answers) -> String {
-    let text = |text: &str| toml::Value::String(text.to_owned()).to_string();
-    let list = |items: &[String]| {
-        let items: Vec<String> = items.iter().map(|item| text(item)).collect();
-        format!("[{}]", items.join(", "))
-    };
-    let mut lines: Vec<String> = template.lines().map(str::to_owned).collect();
-    put(&mut lines, None, "worker_name", &text(&answers.worker_name));
-    put(
-        &mut lines,
-        None,
-        "devices",
-        &list(std::slice::from_ref(&answers.device)),
-    );
-    if !answers.models.is_empty() {
-        // A worker that serves one model has a string there, one that serves several a list.
-        let is_list = find(&lines, Some(name), models_key).is_none_or(|idx| lines[idx].contains('['));
-        let value = if is_list {
-            list(&answers.models)
-        } else {
-            text(&answers.models[0])
-        };
-        put(&mut lines, Some(name), models_key, &value);
-    }
-    lines.join("\n") + "\n"
-}
-
-/// What another worker's configuration brought besides the answers.
-fn add_imported(text: &str, imported: &Imported) -> String {
-    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-    if !imported.priority_usernames.is_empty() {
-        let names = imported
-            .priority_usernames
-            .iter()
-            .map(|name| toml::Value::String(name.clone()));
-        put(
-            &mut lines,
-            None,
-            "priority_usernames",
-            &toml::Value::Array(names.collect()).to_string(),
-        );
-    }
-    if let Some(nsfw) = imported.nsfw {
-        put(&mut lines, None, "nsfw", &nsfw.to_string());
-    }
-    if let Some(prefetch) = imported.prefetch {
-        put(&mut lines, None, "prefetch", &prefetch.to_string());
-    }
-    lines.join("\n") + "\n"
-}
-
-/// Sets `key` in its section: on the line where it stands, even behind a `#`, else at the section's end.
-fn put(lines: &mut Vec<String>, section: Option<&str>, key: &str, value: &str) {
-    let line = format!("{key} = {value}");
-    match find(lines, section, key) {
-        Some(idx) => lines[idx] = line,
-        None => {
-            let (_, end) = bounds(lines, section);
-            lines.insert(end, line);
-        }
-    }
-}
-
-fn find(lines: &[String], section: Option<&str>, key: &str) -> Option<usize> {
-    let (start, end) = bounds(lines, section);
-    let is_key = |line: &String| {
-        let line = line.trim_start_matches(['#', ' ']);
-        line.strip_prefix(key)
-            .is_some_and(|rest| rest.trim_start().starts_with('='))
-    };
-    (start..end).find(|idx| is_key(&lines[*idx]))
-}
-
-/// The lines of a section, header excluded; of the part above the first one for `None`.
-fn bounds(lines: &[String], section: Option<&str>) -> (usize, usize) {
-    let is_header = |line: &String| line.starts_with('[');
-    let start = match section {
-        None => 0,
-        Some(name) => {
-            let header = format!("[{name}]");
-            lines
-                .iter()
-                .position(|line| line.trim() == header)
-                .map_or(lines.len(), |idx| idx + 1)
-        }
-    };
-    let end = lines[start..]
-        .iter()
-        .position(is_header)
-        .map_or(lines.len(), |idx| start + idx);
-    (start, end)
-}
-
 /// Writes a file that does not exist yet, readable by its owner alone.
 fn write_new(path: &Path, text: &str) -> Result<(), Stop> {
     let cannot = |error: std::io::Error| {
@@ -369,128 +267,9 @@ fn write_new(path: &Path, text: &str) -> Result<(), Stop> {
         .map_err(cannot)
 }
 
-/// Answers, from a terminal or from a pipe.
-struct Input {
-    is_terminal: bool,
-}
-
-impl Input {
-    fn new() -> Self {
-        Self {
-            is_terminal: std::io::stdin().is_terminal(),
-        }
-    }
-
-    fn ask(&mut self, question: &str) -> Result<String, Stop> {
-        print!("{question}");
-        let _ = std::io::stdout().flush();
-        let mut line = String::new();
-        let n_read = std::io::Read::take(std::io::stdin().lock(), MAX_ANSWER_BYTES)
-            .read_line(&mut line)
-            .map_err(|error| Stop::failed(format!("the answer cannot be read: {error}")))?;
-        if n_read == 0 {
-            return Err(Stop::new(Code::Usage, "the answers ended before the questions did")
-                .hint("run `setup` on a terminal, or write the configuration by hand"));
-        }
-        if !self.is_terminal {
-            println!();
-        }
-        Ok(line.trim().to_owned())
-    }
-
-    /// As [`Input::ask`], without showing what is typed.
-    fn ask_secret(&mut self, question: &str) -> Result<String, Stop> {
-        use crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers, read};
-        if !self.is_terminal {
-            return self.ask(question);
-        }
-        print!("{question}");
-        let _ = std::io::stdout().flush();
-        let cannot = |error: std::io::Error| Stop::failed(format!("the terminal cannot be read: {error}"));
-        crossterm::terminal::enable_raw_mode().map_err(cannot)?;
-        let mut typed = String::new();
-        let ended = loop {
-            match read() {
-                Ok(Event::Key(key)) if key.kind == KeyEventKind::Press => match key.code {
-                    KeyCode::Enter => break Ok(()),
-                    KeyCode::Char('c' | 'd') if key.modifiers.contains(KeyModifiers::CONTROL) => {
-                        break Err(Stop::new(Code::Usage, "setup was left; nothing was written"));
-                    }
-                    KeyCode::Backspace => drop(typed.pop()),
-                    KeyCode::Char(character) if typed.len() < 256 => typed.push(character),
-                    _ => {}
-                },
-                Ok(Event::Paste(text)) => typed.push_str(&text),
-                Ok(_) => {}
-                Err(error) => break Err(cannot(error)),
-            }
-        };
-        let _ = crossterm::terminal::disable_raw_mode();
-        println!();
-        ended.map(|()| typed)
-    }
-
-    /// Numbers from 1 to `n_choices` as indices; nothing typed is an empty list.
-    fn pick(&mut self, question: &str, n_choices: usize, several: bool) -> Result<Vec<usize>, Stop> {
-        for _ in 0..MOST_TRIES {
-            let typed = self.ask(question)?;
-            if typed.is_empty() || typed == "auto" {
-                return Ok(Vec::new());
-            }
-            let numbers: Result<Vec<usize>, _> = typed.split(',').map(|number| number.trim().parse()).collect();
-            match numbers {
-                Ok(numbers)
-                    if (several || numbers.len() == 1)
-                        && numbers.iter().all(|number| (1..=n_choices).contains(number)) =>
-                {
-                    return Ok(numbers.into_iter().map(|number| number - 1).collect());
-                }
-                _ => println!("   Type a number from the list."),
-            }
-        }
-        Err(Stop::new(Code::Usage, "no number from the list was given"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answers_replace_lines_in_their_own_section_only() {
-        let template =
-            "# worker_name = \"x\"\n# devices = [\"auto\"]\n[scribe]\n# worker_name of nobody\n# models = []\n";
-        let answers = Answers {
-            worker_name: "a \"quoted\" name".to_owned(),
-            device: "cuda:0".to_owned(),
-            models: vec!["m1".to_owned(), "m2".to_owned()],
-        };
-        let text = fill(template, "scribe", "models", &answers);
-        let table: toml::Table = text.parse().unwrap();
-        assert_eq!(table["worker_name"].as_str(), Some("a \"quoted\" name"));
-        assert_eq!(table["devices"][0].as_str(), Some("cuda:0"));
-        assert_eq!(table["scribe"]["models"][1].as_str(), Some("m2"));
-        assert!(text.contains("# worker_name of nobody"));
-    }
-
-    #[test]
-    fn a_key_the_template_lacks_is_added_to_its_section() {
-        let answers = Answers {
-            worker_name: "name-5".to_owned(),
-            device: "cpu".to_owned(),
-            models: vec!["m".to_owned()],
-        };
-        let table: toml::Table = fill(
-            "[scribe]\nmodel = \"old\"\n[scribe.more]\na = 1\n",
-            "scribe",
-            "model",
-            &answers,
-        )
-        .parse()
-        .unwrap();
-        assert_eq!(table["scribe"]["model"].as_str(), Some("m"));
-        assert_eq!(table["worker_name"].as_str(), Some("name-5"));
-    }
 
     #[test]
     fn nothing_that_exists_is_overwritten() {
