@@ -24,6 +24,8 @@ pub struct Weather {
     pub limited: f64,
     /// The call is acted on and its answer is cut somewhere.
     pub truncated: f64,
+    /// An upload to the object store is refused with 503 and not stored.
+    pub refused_upload: f64,
     /// Troubles stop after this time, so that everything can end. `None`: never.
     pub clears_after: Option<Duration>,
 }
@@ -64,8 +66,8 @@ impl Dice {
         }
     }
 
-    /// Throws for one call: its time and its trouble.
-    pub fn throw(&mut self) -> (Duration, Trouble) {
+    /// Throws for one call: its time and its trouble. Only uploads are refused as uploads.
+    pub fn throw(&mut self, upload: bool) -> (Duration, Trouble) {
         let (least, most) = self.weather.latency;
         let latency = if most > least {
             least + (most - least).mul_f64(self.rng.random::<f64>())
@@ -83,6 +85,7 @@ impl Dice {
             ),
             (weather.limited, Trouble::Limited),
             (weather.truncated, Trouble::Truncated(self.rng.random())),
+            (if upload { weather.refused_upload } else { 0.0 }, Trouble::Gateway(503)),
         ];
         let mut die: f64 = self.rng.random();
         if weather

@@ -114,8 +114,11 @@ impl State {
         };
         let text = text.split_once("base64,").map_or(text.as_str(), |(_, data)| data);
         let bytes = STANDARD.decode(text.trim()).map_err(|_| convert_error())?;
-        let picture = image::load_from_memory(&bytes).map_err(|_| convert_error())?;
-        let size = (picture.width(), picture.height());
+        let reader = || image::ImageReader::new(std::io::Cursor::new(&bytes)).with_guessed_format();
+        let size = reader()
+            .map_err(|_| convert_error())?
+            .into_dimensions()
+            .map_err(|_| convert_error())?;
         if size.0 > 3072 || size.1 > 3072 {
             return Err(refuse(
                 400,
@@ -123,6 +126,10 @@ impl State {
                 "Image size exceeds 3072 pixels",
             ));
         }
+        let picture = reader()
+            .map_err(|_| convert_error())?
+            .decode()
+            .map_err(|_| convert_error())?;
         let mut webp = std::io::Cursor::new(Vec::new());
         let picture = if picture.color().has_alpha() {
             image::DynamicImage::ImageRgba8(picture.to_rgba8())

@@ -23,8 +23,12 @@ pub enum Fate {
 pub struct Entry {
     /// `image`, `text` or `alchemy`.
     pub kind: &'static str,
+    /// Request it belongs to; empty for a decoy.
+    pub request: String,
     /// Worker it was handed to.
     pub worker: String,
+    /// Seconds from the server's start to the pop.
+    pub popped: f64,
     /// How it stands.
     pub fate: Fate,
     /// Results that were accepted: never above 1.
@@ -83,6 +87,15 @@ impl Ledger {
             sum.kudos += entry.reward;
         }
         sum
+    }
+
+    /// Ids with more than one accepted result: always empty unless this server is broken.
+    pub fn accepted_twice(&self) -> Vec<&str> {
+        self.generations
+            .iter()
+            .filter(|(_, entry)| entry.accepted > 1)
+            .map(|(id, _)| id.as_str())
+            .collect()
     }
 
     /// Ids that were handed out and have no end.

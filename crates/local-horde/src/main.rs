@@ -46,14 +46,20 @@ struct Arguments {
     /// Seconds after which a request that nobody served is deleted.
     #[arg(long, default_value_t = 1200)]
     request_life: u64,
+    /// Seconds for which signed addresses of objects are good.
+    #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    object_lifetime: u64,
     /// Print the whole book at the end, not only its counts; both are one line of JSON.
     #[arg(long)]
     json: bool,
     /// Spoil connections: delay:MS, drip:MS, reset:BYTES, reset-request:BYTES, blackhole, halfclose, answer:STATUS.
-    /// The spoiled way gets a port of its own, printed beside the clean one.
+    /// The spoiled way gets a port of its own, printed beside the clean one; objects keep their clean addresses.
     #[arg(long, value_parser = parse_spoil)]
     spoil: Option<Spoil>,
 }
+
+/// Largest factor on leases: a lease of days.
+const LONGEST_FACTOR: f64 = 1000.0;
 
 fn parse_spoil(text: &str) -> Result<Spoil, String> {
     let (name, number) = text.split_once(':').unwrap_or((text, ""));
@@ -90,8 +96,11 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<()> {
-    if !arguments.ttl_factor.is_finite() || arguments.ttl_factor <= 0.0 {
-        bail!("--ttl-factor must be above 0");
+    if !(arguments.ttl_factor > 0.0 && arguments.ttl_factor <= LONGEST_FACTOR) {
+        bail!(
+            "--ttl-factor is `{}` and must be above 0 and at most {LONGEST_FACTOR}",
+            arguments.ttl_factor
+        );
     }
     let horde = Horde::new(Settings {
         seed: arguments.seed,
@@ -99,6 +108,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         ttl_factor: arguments.ttl_factor,
         rate_limits: !arguments.no_rate_limits,
         request_life: Some(Duration::from_secs(arguments.request_life)),
+        object_lifetime: Duration::from_secs(arguments.object_lifetime),
         ..Settings::default()
     });
     let address = SocketAddr::new(arguments.host, arguments.port);

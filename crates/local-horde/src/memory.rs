@@ -90,7 +90,8 @@ pub struct InMemory {
 #[async_trait]
 impl Transport for InMemory {
     async fn send(&self, request: Request) -> Result<Response, TransportError> {
-        let (latency, trouble) = self.dice.lock().unwrap_or_else(PoisonError::into_inner).throw();
+        let upload = request.method == http::Method::PUT && request.url.path().starts_with("/objects/");
+        let (latency, trouble) = self.dice.lock().unwrap_or_else(PoisonError::into_inner).throw(upload);
         let host = request.url.host_str().unwrap_or_default().to_owned();
         let deadline = request.deadline;
         if latency >= deadline {

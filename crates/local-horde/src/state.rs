@@ -64,6 +64,7 @@ pub struct State {
     /// Settings.
     pub settings: Settings,
     pub(crate) rng: ChaCha8Rng,
+    pub(crate) started: Instant,
     pub(crate) last_sweep: Instant,
     /// Accounts by key.
     pub users: HashMap<String, User>,
@@ -101,6 +102,7 @@ impl State {
             rng: ChaCha8Rng::seed_from_u64(settings.seed),
             objects: Objects::new(object_base, settings.seed, settings.object_lifetime),
             settings,
+            started: now,
             last_sweep: now,
             users,
             workers: BTreeMap::new(),
@@ -246,7 +248,9 @@ impl State {
             generation.id.clone(),
             Entry {
                 kind: kind.word(),
+                request: generation.request.clone(),
                 worker: generation.worker.clone(),
+                popped: generation.popped.duration_since(self.started).as_secs_f64(),
                 fate: Fate::Open,
                 accepted: 0,
                 duplicates: 0,

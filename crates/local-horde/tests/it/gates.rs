@@ -300,3 +300,27 @@ async fn a_cancelled_image_is_still_taken_and_a_cancelled_form_is_not() {
         .expect_err("refused");
     assert_eq!(refusal["rc"], "DuplicateGen");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_no_picture_or_too_large_is_refused() {
+    let horde = horde();
+    let file = |source: &str| {
+        let body = json!({ "prompt": "a hill", "source_image": source });
+        horde.call("POST", "generate/async", CLIENT_KEY, &body)
+    };
+    assert_eq!(
+        file("bm8gcGljdHVyZQ==").expect_err("text")["rc"],
+        "ImageValidationFailed"
+    );
+    assert_eq!(file("%%%").expect_err("no base64")["rc"], "ImageValidationFailed");
+    let mut wide = std::io::Cursor::new(Vec::new());
+    image::RgbImage::new(3073, 1)
+        .write_to(&mut wide, image::ImageFormat::Png)
+        .expect("a picture");
+    let wide = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, wide.into_inner());
+    assert_eq!(
+        file(&wide).expect_err("too large")["rc"],
+        "SourceImageResolutionExceeded"
+    );
+    assert!(file(PNG).is_ok());
+}

@@ -3,6 +3,7 @@
 mod gates;
 mod http;
 mod memory;
+mod program;
 mod proxy;
 mod rules;
 mod sdk;

@@ -118,3 +118,28 @@ async fn the_same_seed_brings_the_same_weather_and_the_weather_clears() {
     assert!(first.0[..40].contains(&false));
     assert!(first.0[120..].iter().all(|good| *good));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_upload_is_not_stored_and_troubles_nothing_else() {
+    let horde = horde();
+    let way = horde.transport(Weather {
+        refused_upload: 1.0,
+        ..Weather::default()
+    });
+    assert_eq!(
+        way.send(filing()).await.map(|answer| answer.status.as_u16()).ok(),
+        Some(202)
+    );
+    let address = horde.state().objects.sign("PUT", "a.webp");
+    let upload = Request {
+        method: http::Method::PUT,
+        url: address.parse().expect("an address"),
+        headers: http::HeaderMap::new(),
+        body: b"RIFF".as_slice().into(),
+        class: RequestClass::ObjectStore,
+        ..filing()
+    };
+    let answer = way.send(upload).await.expect("an answer");
+    assert_eq!(answer.status.as_u16(), 503);
+    assert!(horde.state().objects.look("a.webp").is_none());
+}
