@@ -56,3 +56,26 @@ impl Default for Raw {
 pub(super) fn is_secret(key: &str) -> bool {
     key == "api_key" || key.ends_with("_key") || key.ends_with("_token") || key == "token" || key.ends_with("password")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_stands_in_the_manual_and_in_the_file_setup_fills_in() {
+        let manual = include_str!("../../../../docs/OPERATING.md");
+        let file = include_str!("../../../../configs/scribe.toml");
+        let keys = serde_json::to_value(Raw::default()).unwrap();
+        for key in keys.as_object().unwrap().keys() {
+            assert!(
+                manual.contains(&format!("| `{key}` |")),
+                "docs/OPERATING.md lacks `{key}`"
+            );
+            let is_told = file
+                .lines()
+                .any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+            // A key in the configuration is possible, not recommended.
+            assert!(is_told || key == "api_key", "configs/scribe.toml lacks `{key}`");
+        }
+    }
+}
