@@ -52,6 +52,22 @@ pub struct Loaded<C> {
     pub is_named: bool,
     /// What looks wrong and is not.
     pub warnings: Vec<String>,
+    /// Where each value that is no default was set, by its key (`worker_name`, `scribe.model`).
+    pub origins: BTreeMap<String, String>,
+}
+
+impl<C> Loaded<C> {
+    /// `stop`, with the place where the first key it names was set.
+    pub fn with_origin(&self, stop: Stop) -> Stop {
+        let mut quoted = stop.message.split('`').skip(1).step_by(2);
+        match quoted.find_map(|key| self.origins.get(key)) {
+            Some(origin) => Stop {
+                message: format!("{origin}: {}", stop.message),
+                ..stop
+            },
+            None => stop,
+        }
+    }
 }
 
 /// Loads the configuration of the worker `name` (version `version`) whose own section is `C`.
@@ -79,6 +95,16 @@ where
         file: file.as_ref(),
         env_names: &env_names,
     };
+    let mut origins = BTreeMap::new();
+    let flags = Value::Object(sources.flags.clone());
+    for layer in [file.as_ref().map(|file| &file.value), Some(&env), Some(&flags)]
+        .into_iter()
+        .flatten()
+    {
+        each_key(layer, "", &mut |key| {
+            drop(origins.insert(key.to_owned(), origin.of(key)))
+        });
+    }
     let raw: Raw = figment.extract().map_err(|error| origin.explain(error, None))?;
     let section: C = figment
         .focus(name)
@@ -93,6 +119,7 @@ where
         key,
         file: file.map(|file| file.path),
         warnings,
+        origins,
     })
 }
 
@@ -127,6 +154,19 @@ impl Defaults {
 
 fn keys(value: &Value) -> impl Iterator<Item = &str> {
     value.as_object().into_iter().flatten().map(|(key, _)| key.as_str())
+}
+
+/// Calls `told` with every key of `layer`, sections and what is in them.
+fn each_key(layer: &Value, prefix: &str, told: &mut dyn FnMut(&str)) {
+    for (name, value) in layer.as_object().into_iter().flatten() {
+        let key = if prefix.is_empty() {
+            name.clone()
+        } else {
+            format!("{prefix}.{name}")
+        };
+        told(&key);
+        each_key(value, &key, told);
+    }
 }
 
 /// One layer for figment.

@@ -118,7 +118,7 @@ pub async fn doctor<P: Program>(context: &Context<P>, loaded: &Loaded<P::Config>
 fn configuration<P: Program>(context: &Context<P>, loaded: &Loaded<P::Config>) -> Check {
     const NAME: &str = "configuration";
     if let Err(stop) = P::check(&context.config, &context.common) {
-        return Check::from_stop(NAME, &stop);
+        return Check::from_stop(NAME, &loaded.with_origin(stop));
     }
     if let Some(warning) = loaded.warnings.first() {
         return Check::warn(NAME, warning.clone());

@@ -36,7 +36,7 @@ pub fn run<P: Program>(loaded: &Loaded<P::Config>) -> Result<(), Stop> {
     if !loaded.is_named {
         return Err(no_name());
     }
-    P::check(&loaded.section, common)?;
+    P::check(&loaded.section, common).map_err(|stop| loaded.with_origin(stop))?;
     let lock = Lock::take(&common.state_dir)?;
     let key = loaded.key.clone()?;
     crate::forget_key_in_environment(P::NAME);

@@ -203,6 +203,28 @@ fn strangers_in_the_environment_are_left_alone_and_near_misses_are_told() {
 }
 
 #[test]
+fn what_a_worker_refuses_later_is_told_with_the_place_where_it_was_set() {
+    let house = House::with_file("[scribe]\n\ncontext_tokens = 5\n[scribe.limits]\nmax_length = 1\n")
+        .env("SCRIBE_LAYERS", "900");
+    let loaded = house.load().unwrap();
+    let told = |message: &str| house.tidy(&loaded.with_origin(Stop::config(message)).message);
+    let file = "`~/.config/horde-workers/scribe.toml`";
+    assert_eq!(
+        told("`scribe.context_tokens` is `5`"),
+        format!("{file}, line 3: `scribe.context_tokens` is `5`")
+    );
+    assert_eq!(
+        told("`scribe.limits.max_length` is `1`"),
+        format!("{file}, line 5: `scribe.limits.max_length` is `1`")
+    );
+    assert_eq!(
+        told("`scribe.layers` is `900`"),
+        "`SCRIBE_LAYERS` in the environment: `scribe.layers` is `900`"
+    );
+    assert_eq!(told("`scribe.temperature` is `9`"), "`scribe.temperature` is `9`");
+}
+
+#[test]
 fn byte_order_mark_crlf_and_tabs_are_no_trouble() {
     let house =
         House::with_file("\u{feff}worker_name\t=\t\"from windows\"\r\n\r\n[scribe]\r\n\tcontext_tokens = 77\r\n");
