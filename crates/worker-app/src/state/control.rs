@@ -79,7 +79,10 @@ pub fn give(dir: &Path, order: Order) -> Result<Taken, Stop> {
                 reason(&error)
             ),
         )
-        .hint("commands must be given by the user the worker runs as")
+        .hint(match error.kind() {
+            std::io::ErrorKind::StorageFull => "make room; SIGTERM reaches the worker without a disk",
+            _ => "orders must be given by the user the worker runs as",
+        })
     })?;
     let give_up = Instant::now() + ANSWER_WITHIN;
     while Instant::now() < give_up {

@@ -8,7 +8,7 @@ use worker_runtime::backend::Backend;
 use worker_runtime::device::{ChildCommand, ChildDevice, Device};
 use worker_runtime::ledger::{Durability, Ledger, LedgerError};
 use worker_runtime::settings::{Controls, RunError, Settings, Summary};
-use worker_runtime::{Command, Shutdown, Status};
+use worker_runtime::{Clock, Command, Shutdown, Status};
 
 use crate::config::{Common, Loaded, LogFormat};
 use crate::display::{Display, Key as Pressed};
@@ -85,6 +85,7 @@ pub fn run<P: Program>(loaded: &Loaded<P::Config>) -> Result<(), Stop> {
         log_lines_dropped: 0,
         status: Status {
             kind: <<P::Backend as Backend>::Kind as horde_client::JobKind>::NAME.to_owned(),
+            updated_unix_ms: Clock::System.unix_ms(),
             ..Status::default()
         },
     };

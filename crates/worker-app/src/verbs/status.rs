@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
+use worker_runtime::Clock;
 use worker_runtime::status::Stage;
 
 use crate::display::{sane, span, why_idle};
 use crate::state::{STATUS_FILE, StatusFile, holder, read_status};
 use crate::stop::{Code, Stop};
 use crate::text::printable;
+
+/// The worker tells its state at least every five seconds; a state older than this is a sign of trouble.
+const STALE_S: f64 = 10.0;
 
 /// The text for stdout. Without a running worker: 75, or with `json` an object that says so.
 pub fn status(name: &str, dir: &Path, json: bool) -> Result<String, Stop> {
@@ -35,7 +39,13 @@ pub fn status(name: &str, dir: &Path, json: bool) -> Result<String, Stop> {
         }
     };
     if !json {
-        return Ok(report(&file));
+        let age_s = (Clock::System.unix_ms() - file.status.updated_unix_ms) as f64 / 1000.0;
+        let stale = if age_s > STALE_S {
+            format!("this is {} old: is the disk full, or the worker stuck?\n", span(age_s))
+        } else {
+            String::new()
+        };
+        return Ok(report(&file) + &stale);
     }
     let mut object = serde_json::to_value(&file).map_err(|error| Stop::failed(error.to_string()))?;
     object["running"] = true.into();
