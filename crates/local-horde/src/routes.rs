@@ -80,7 +80,10 @@ impl State {
             ("DELETE", ["generate", "text", "status", id]) => self.cancel(id, Kind::Text),
             ("DELETE", ["interrogate", "status", id]) => self.cancel_alchemy(id),
             ("GET", ["find_user"]) => self.find_user(call.key),
-            ("GET", ["workers"]) => Ok(self.list_workers(query_value(call.query, "type"))),
+            ("GET", ["workers"]) => {
+                let name = query_value(call.query, "name").map(|name| percent_decoded(&name.replace('+', "%20")));
+                Ok(self.list_workers(query_value(call.query, "type"), name.as_deref()))
+            }
             ("GET", ["workers", "name", name]) => {
                 let name = percent_decoded(name);
                 self.one_worker(|worker| worker.name == name)

@@ -227,12 +227,12 @@ impl State {
         details
     }
 
-    /// `GET /v2/workers`.
-    pub(crate) fn list_workers(&self, kind: Option<&str>) -> Answer {
-        let listed = self
-            .workers
-            .values()
-            .filter(|worker| kind.is_none_or(|kind| worker.kind.worker_type() == kind));
+    /// `GET /v2/workers`. An empty type means all of them; names are matched without case.
+    pub(crate) fn list_workers(&self, kind: Option<&str>, name: Option<&str>) -> Answer {
+        let listed = self.workers.values().filter(|worker| {
+            let of_kind = kind.is_none_or(|kind| kind.is_empty() || worker.kind.worker_type() == kind);
+            of_kind && name.is_none_or(|name| worker.name.to_lowercase() == name.to_lowercase())
+        });
         Answer::ok(&Value::Array(
             listed.map(|worker| self.worker_details(worker)).collect(),
         ))

@@ -90,7 +90,7 @@ async fn horde_sdk_drives_it_as_client_and_as_worker_for_all_three_kinds() {
         run(&mut command)
     });
     let said = driven.await.expect("it ran").unwrap_or_else(|error| panic!("{error}"));
-    for kind in ["text", "image", "alchemy"] {
-        assert!(said.contains(&format!("{kind} held")), "{said}");
+    for part in ["text", "image", "alchemy", "around"] {
+        assert!(said.contains(&format!("{part} held")), "{said}");
     }
 }

@@ -1,7 +1,7 @@
 """Drives a Horde on this machine with horde-sdk, as a client and as a worker, for all three kinds of work.
 
 The server's address comes in AI_HORDE_URL (ending in `/api/`). Every answer goes through the SDK's own models, so a
-field of the wrong shape ends this script. Prints one line per kind that held and exits 0 when all did.
+field of the wrong shape ends this script. Prints one line per part that held and exits 0 when all did.
 """
 
 import base64
@@ -10,6 +10,8 @@ import urllib.request
 
 from horde_sdk.ai_horde_api.ai_horde_clients import AIHordeAPIManualClient
 from horde_sdk.ai_horde_api.apimodels import (
+    AIHordeHeartbeatRequest,
+    AIHordeHeartbeatResponse,
     AlchemyAsyncRequest,
     AlchemyAsyncResponse,
     AlchemyJobPopResponse,
@@ -18,6 +20,16 @@ from horde_sdk.ai_horde_api.apimodels import (
     AlchemyPopRequest,
     AlchemyStatusRequest,
     AlchemyStatusResponse,
+    AllWorkersDetailsRequest,
+    AllWorkersDetailsResponse,
+    DeleteTextGenerateRequest,
+    FindUserRequest,
+    HordePerformanceRequest,
+    HordePerformanceResponse,
+    HordeStatusModelsAllRequest,
+    HordeStatusModelsAllResponse,
+    ImageGenerateCheckRequest,
+    ImageGenerateCheckResponse,
     ImageGenerateAsyncRequest,
     ImageGenerateAsyncResponse,
     ImageGenerateJobPopRequest,
@@ -26,6 +38,12 @@ from horde_sdk.ai_horde_api.apimodels import (
     ImageGenerateStatusResponse,
     ImageGenerationJobSubmitRequest,
     JobSubmitResponse,
+    ModifyWorkerRequest,
+    ModifyWorkerResponse,
+    NewsRequest,
+    NewsResponse,
+    SingleWorkerDetailsResponse,
+    SingleWorkerNameDetailsRequest,
     TextGenerateAsyncRequest,
     TextGenerateAsyncResponse,
     TextGenerateJobPopRequest,
@@ -33,6 +51,7 @@ from horde_sdk.ai_horde_api.apimodels import (
     TextGenerateStatusRequest,
     TextGenerateStatusResponse,
     TextGenerationJobSubmitRequest,
+    UserDetailsResponse,
 )
 from horde_sdk.generic_api.apimodels import RequestErrorResponse
 from PIL import Image
@@ -113,6 +132,8 @@ def image():
         metadata = [{"type": "batch_index", "value": "see_ref", "ref": str(index)}]
         submit = ImageGenerationJobSubmitRequest(apikey=WORKER_KEY, id=generation, generation="R2", state="ok", seed=17, gen_metadata=metadata)
         assert call(submit, JobSubmitResponse).reward > 0
+    check = call(ImageGenerateCheckRequest(id=filed.id_), ImageGenerateCheckResponse)
+    assert check.done and check.finished == 2 and check.waiting == 0
     status = call(ImageGenerateStatusRequest(id=filed.id_), ImageGenerateStatusResponse)
     assert status.done and len(status.generations) == 2
     assert Image.open(io.BytesIO(get(status.generations[0].img))).convert("RGB").getpixel((5, 5))[2] > 200
@@ -134,10 +155,36 @@ def alchemy():
         submit = AlchemyJobSubmitRequest(apikey=WORKER_KEY, id=form.id_, result=results[name], state="ok")
         assert call(submit, AlchemyJobSubmitResponse).reward > 0
     status = call(AlchemyStatusRequest(id=filed.id_), AlchemyStatusResponse)
-    assert len(status.forms) == 3
+    assert len(status.forms) == 3 and all(form.state == "done" for form in status.forms)
+    assert refused(submit, AlchemyJobSubmitResponse).rc == "DuplicateGen"
     print("alchemy held")
+
+
+def around():
+    """What workers and clients read beside the jobs, and a worker that its owner sends into maintenance."""
+    user = call(FindUserRequest(apikey=WORKER_KEY), UserDetailsResponse)
+    assert user.username == "worker#1" and user.worker_count == 3
+    worker = call(SingleWorkerNameDetailsRequest(worker_name="sdk dreamer"), SingleWorkerDetailsResponse)
+    assert worker.online and worker.models == ["Deliberate"] and worker.bridge_agent == AGENT and worker.requests_fulfilled == 2
+    assert len(call(AllWorkersDetailsRequest(), AllWorkersDetailsResponse).root) == 3
+    assert call(HordePerformanceRequest(), HordePerformanceResponse).worker_count == 1
+    assert [model.name for model in call(HordeStatusModelsAllRequest(), HordeStatusModelsAllResponse).root] == ["Deliberate"]
+    assert call(AIHordeHeartbeatRequest(), AIHordeHeartbeatResponse).version
+    call(NewsRequest(), NewsResponse)
+    scribe = call(SingleWorkerNameDetailsRequest(worker_name="sdk scribe"), SingleWorkerDetailsResponse)
+    rest = ModifyWorkerRequest(apikey=WORKER_KEY, worker_id=scribe.id_, maintenance=True, maintenance_msg="back soon")
+    assert call(rest, ModifyWorkerResponse).maintenance
+    pop = TextGenerateJobPopRequest(apikey=WORKER_KEY, name="sdk scribe", models=["koboldcpp/test-8B"], bridge_agent=AGENT)
+    refusal = refused(pop, TextGenerateJobPopResponse)
+    assert refusal.rc == "WorkerMaintenance" and refusal.message == "back soon"
+    call(ModifyWorkerRequest(apikey=WORKER_KEY, worker_id=scribe.id_, maintenance=False), ModifyWorkerResponse)
+    filed = call(TextGenerateAsyncRequest(apikey=CLIENT_KEY, prompt="Never mind", models=["koboldcpp/test-8B"]), TextGenerateAsyncResponse)
+    call(DeleteTextGenerateRequest(id=filed.id_), TextGenerateStatusResponse)
+    assert call(pop, TextGenerateJobPopResponse).id_ is None
+    print("around held")
 
 
 text()
 image()
 alchemy()
+around()
