@@ -94,7 +94,7 @@ impl Board {
                 is_dirty: true,
             }),
             changed: Notify::new(),
-            clock: settings.clock,
+            clock: settings.clock.clone(),
         })
     }
 

@@ -37,6 +37,8 @@ pub(crate) struct Lease {
     pub end: Instant,
     /// From then on the server has given the job up for certain: lease from the pop's answer, plus its sweep each minute.
     pub last_call: Instant,
+    /// How often the machine had slept for long at the pop: once more, and the lease cannot be trusted.
+    pub n_sleeps: u64,
 }
 
 /// The server looks for stale jobs once a minute.
@@ -45,13 +47,14 @@ pub(crate) const SWEEP: Duration = Duration::from_secs(60);
 const LONGEST_TTL: Duration = Duration::from_secs(24 * 3600);
 
 impl Lease {
-    pub fn new(asked: Instant, answered: Instant, ttl: Duration) -> Self {
+    pub fn new(asked: Instant, answered: Instant, ttl: Duration, n_sleeps: u64) -> Self {
         let ttl = ttl.min(LONGEST_TTL);
         Self {
             asked,
             ttl,
             end: asked + ttl,
             last_call: answered + ttl + SWEEP,
+            n_sleeps,
         }
     }
 }

@@ -100,7 +100,7 @@ async fn prepare<B: Backend>(shop: &Workshop<B>, job: Job<Validated<B>>) -> Resu
     } = job;
     let work = tokio::select! {
         biased;
-        () = shop.hurried(Haste::Waiting) => return Err(handed_back()),
+        () = shop.hurried(Haste::Waiting, &head.lease) => return Err(handed_back()),
         () = sleep_until(head.lease.end) => return Err(Fault::of_job("its inputs did not come in time")),
         work = shop.backend.prepare(valid) => work?,
     };
@@ -137,7 +137,7 @@ async fn take_slot<B: Backend>(
     };
     let slot = tokio::select! {
         biased;
-        () = shop.hurried(Haste::Waiting) => return Err(handed_back()),
+        () = shop.hurried(Haste::Waiting, &head.lease) => return Err(handed_back()),
         slot = shop.slots.take(suits) => slot,
         () = sleep_until(latest_start) => return Err(Fault::of_worker("no device was free in time")),
     };
@@ -190,8 +190,8 @@ async fn generate<B: Backend>(
                 shop.board.write(|board| board.typical = Some(averaged(board.typical, started.elapsed())));
                 return Ok(Job { head, stage: Generated(results) });
             }
-            () = shop.hurried(Haste::All) => return Err(handed_back()),
-            () = shop.hurried(Haste::Waiting), if !is_draining => {
+            () = shop.hurried(Haste::All, &head.lease) => return Err(handed_back()),
+            () = shop.hurried(Haste::Waiting, &head.lease), if !is_draining => {
                 is_draining = true;
                 if tile.left().is_some_and(|left| left > shop.settings.drain_grace) {
                     return Err(handed_back());
@@ -213,7 +213,7 @@ fn averaged(before: Option<Duration>, now: Duration) -> Duration {
 }
 
 pub(crate) fn handed_back() -> Fault {
-    Fault::of_job("handed back because the worker stops or rests")
+    Fault::of_job("handed back because the worker stops, rests or was asleep")
 }
 
 /// The head of a freshly popped job.

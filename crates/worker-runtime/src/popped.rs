@@ -19,6 +19,7 @@ impl<B: Backend> Worker<B> {
     /// Consumes a pop's answer: a life for each job, and the law's word on when to ask again.
     pub fn on_pop(&mut self, asked: Instant, answer: Result<PopAnswer<Payload<B>>, ApiError>) -> Result<(), RunError> {
         let now = Instant::now();
+        let n_sleeps = self.shop.hurry.borrow().n_sleeps;
         let mut error_text = String::new();
         let end = match answer {
             Ok(popped) => {
@@ -34,7 +35,7 @@ impl<B: Backend> Worker<B> {
                     PopEnd::Hit
                 };
                 for job in popped.jobs.into_iter().filter(|job| !job.generations.is_empty()) {
-                    let lease = Lease::new(asked, now, job.ttl.unwrap_or(B::Kind::DEFAULT_TTL));
+                    let lease = Lease::new(asked, now, job.ttl.unwrap_or(B::Kind::DEFAULT_TTL), n_sleeps);
                     let job = Popped::<B>(job);
                     let head = head_of(&job, lease);
                     // On the wall before the life begins, so that the next look at the devices counts it.

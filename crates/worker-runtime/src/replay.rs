@@ -68,6 +68,7 @@ fn head_of(row: &OpenRow, now_ms: i64) -> Head {
         ttl: row.ttl,
         end: now + row.ttl.saturating_sub(passed),
         last_call: now + (row.ttl + SWEEP).saturating_sub(passed),
+        n_sleeps: 0,
     };
     Head {
         generations: vec![Generation {

@@ -14,6 +14,7 @@ use crate::device::DeviceState;
 use crate::job::Payload;
 use crate::law::owner::{Command, Shutdown, Wish};
 use crate::law::poll::PollLaw;
+use crate::law::sleep::SleepWatch;
 use crate::ledger::Ledger;
 use crate::replay::replay;
 use crate::settings::{Controls, RunError, Settings, Summary};
@@ -22,6 +23,8 @@ use crate::workshop::{AnyDevice, Haste, Workshop};
 
 /// After the second signal everything is handed back within this.
 pub(crate) const HAND_BACK_TIME: Duration = Duration::from_secs(5);
+/// How soon a long sleep of the machine is noticed.
+const SLEEP_CHECK: Duration = Duration::from_secs(5);
 /// Ending an engine takes at most the two rungs of its cancel ladder and a little.
 const DEVICES_STOP_TIME: Duration = Duration::from_secs(15);
 
@@ -142,6 +145,21 @@ impl<B: Backend> Worker<B> {
                 }
             });
         }
+        let shop = Arc::clone(&self.shop);
+        self.watchers.spawn(async move {
+            let mut watch = SleepWatch::default();
+            loop {
+                let Some(since_boot) = shop.settings.clock.since_boot() else {
+                    return;
+                };
+                if watch.on(since_boot, Instant::now()) {
+                    shop.hurry.send_modify(|hurry| hurry.n_sleeps += 1);
+                    shop.board
+                        .event(Level::Warning, "the machine was asleep: what was held is handed back");
+                }
+                tokio::time::sleep(SLEEP_CHECK).await;
+            }
+        });
         Ok(())
     }
 
@@ -209,8 +227,8 @@ impl<B: Backend> Worker<B> {
             }
         }
         self.shop
-            .haste
-            .send_if_modified(|told| std::mem::replace(told, haste) != haste);
+            .hurry
+            .send_if_modified(|hurry| std::mem::replace(&mut hurry.haste, haste) != haste);
         if before != self.wish {
             self.shop.board.write(|_| ());
         }

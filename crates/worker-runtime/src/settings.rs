@@ -1,6 +1,8 @@
 //! What `run` is told, and how it ends.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use horde_client::error::StopReason;
@@ -48,7 +50,7 @@ impl Default for Settings {
 }
 
 /// Where wall time comes from. Deadlines never do: they are counted on tokio's monotonic clock.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub enum Clock {
     /// The system's wall clock.
     System,
@@ -58,17 +60,38 @@ pub enum Clock {
         at: Instant,
         /// Milliseconds since 1970 at that moment.
         unix_ms: i64,
+        /// Milliseconds for which the machine was suspended since then.
+        slept_ms: Arc<AtomicU64>,
     },
 }
 
 impl Clock {
     /// Milliseconds since 1970.
-    pub fn unix_ms(self) -> i64 {
+    pub fn unix_ms(&self) -> i64 {
         let (since, base) = match self {
             Self::System => (SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(), 0),
-            Self::Simulated { at, unix_ms } => (at.elapsed(), unix_ms),
+            Self::Simulated { at, unix_ms, .. } => (at.elapsed() + self.slept(), *unix_ms),
         };
         base.saturating_add(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// Time since the machine booted, suspension counted; `None` where it cannot be told.
+    pub fn since_boot(&self) -> Option<Duration> {
+        match self {
+            Self::System => {
+                let text = std::fs::read_to_string("/proc/uptime").ok()?;
+                let seconds: f64 = text.split_whitespace().next()?.parse().ok()?;
+                Duration::try_from_secs_f64(seconds).ok()
+            }
+            Self::Simulated { at, .. } => Some(at.elapsed() + self.slept()),
+        }
+    }
+
+    fn slept(&self) -> Duration {
+        match self {
+            Self::System => Duration::ZERO,
+            Self::Simulated { slept_ms, .. } => Duration::from_millis(slept_ms.load(Ordering::Relaxed)),
+        }
     }
 }
 

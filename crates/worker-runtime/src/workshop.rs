@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::backend::{Backend, Fault};
 use crate::board::Board;
 use crate::device::Device;
+use crate::job::Lease;
 use crate::ledger::{Ledger, LedgerError};
 use crate::settings::Settings;
 use crate::slots::Slots;
@@ -34,6 +35,14 @@ pub(crate) enum Haste {
     All,
 }
 
+/// What lives have to watch for besides their own work.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Hurry {
+    pub haste: Haste,
+    /// How often the machine slept for long.
+    pub n_sleeps: u64,
+}
+
 pub(crate) type AnyDevice<B> = Arc<dyn Device<<B as Backend>::Work, <B as Backend>::Output>>;
 
 pub(crate) struct Workshop<B: Backend> {
@@ -45,7 +54,7 @@ pub(crate) struct Workshop<B: Backend> {
     pub board: Arc<Board>,
     pub settings: Settings,
     pub deliveries: Semaphore,
-    pub haste: watch::Sender<Haste>,
+    pub hurry: watch::Sender<Hurry>,
 }
 
 impl<B: Backend> Workshop<B> {
@@ -65,14 +74,17 @@ impl<B: Backend> Workshop<B> {
             board: Board::new(&settings),
             settings,
             deliveries: Semaphore::new(DELIVERIES_AT_ONCE),
-            haste: watch::channel(Haste::None).0,
+            hurry: watch::channel(Hurry::default()).0,
         })
     }
 
-    /// Completes once at least this much is to be handed back.
-    pub async fn hurried(&self, haste: Haste) {
-        let mut now = self.haste.subscribe();
-        let reached = now.wait_for(|now| *now >= haste).await.is_ok();
+    /// Completes once at least this much is to be handed back, or the machine slept over the job's lease.
+    pub async fn hurried(&self, haste: Haste, lease: &Lease) {
+        let mut now = self.hurry.subscribe();
+        let reached = now
+            .wait_for(|now| now.haste >= haste || now.n_sleeps > lease.n_sleeps)
+            .await
+            .is_ok();
         if !reached {
             std::future::pending::<()>().await;
         }

@@ -57,6 +57,7 @@ pub fn simulate(scene: Scene) -> Seen {
             clock: Clock::Simulated {
                 at: tokio::time::Instant::now(),
                 unix_ms: 0,
+                slept_ms: Arc::default(),
             },
             ..Settings::default()
         };

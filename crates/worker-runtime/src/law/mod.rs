@@ -8,4 +8,5 @@ pub mod poll;
 pub mod prefetch;
 pub mod remaining;
 pub mod retry;
+pub mod sleep;
 pub mod watchdog;

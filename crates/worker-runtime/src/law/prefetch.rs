@@ -62,6 +62,10 @@ pub fn wait_until_pop(prefetch: Prefetch, outlook: &Outlook) -> Option<Duration>
     // Unknown ends are taken as near: without knowledge one job ahead beats an idle device.
     left.sort_by_key(|left| left.unwrap_or_default());
     let (round, slot) = (outlook.coming / n_slots, outlook.coming % n_slots);
+    if round > 0 && outlook.typical.is_none() {
+        // How long the jobs that are coming will take nobody knows before the first has run.
+        return None;
+    }
     let left = left[slot].unwrap_or_default() + outlook.typical.unwrap_or_default().saturating_mul(round.min(8) as u32);
     let lead = outlook.lead + MARGIN + left.mul_f64(MARGIN_SHARE);
     Some(left.saturating_sub(lead))
@@ -155,6 +159,16 @@ mod tests {
         let wait = wait_until_pop(one, &outlook(0, &[100, 2, 50], 1)).expect("room");
         assert_eq!(wait, Duration::from_millis(46_000));
         assert_eq!(wait_until_pop(one, &outlook(2, &[100], 1)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn before_the_first_job_ran_nothing_is_popped_on_top_of_one_that_is_coming() {
+        let first = Outlook {
+            free: 1,
+            coming: 1,
+            ..Outlook::default()
+        };
+        assert_eq!(wait_until_pop(Prefetch::default(), &first), None);
     }
 
     #[test]

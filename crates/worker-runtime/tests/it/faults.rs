@@ -152,6 +152,25 @@ async fn f013_an_outage_with_pages_costs_few_attempts_and_no_result() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn f023_after_a_night_asleep_what_was_held_is_handed_back_and_work_goes_on() {
+    let case = Case::new();
+    case.world.file("steps=60 ms=1000", 1);
+    case.world.file("steps=60 ms=1000", 1);
+    let mut worker = case.start(Toy {
+        amount: 1,
+        ..Toy::default()
+    });
+    worker.until(|status| status.jobs.iter().any(|job| job.done >= 3)).await;
+    case.world.slept_ms.store(8 * 3600 * 1000, Ordering::Relaxed);
+    let woken = Instant::now();
+    worker.until(|status| status.totals.faulted >= 1).await;
+    assert!(woken.elapsed() <= Duration::from_secs(10), "{:?}", woken.elapsed());
+    let status = worker.until(|status| status.totals.submitted >= 1).await;
+    assert_eq!(status.totals.faulted, 1);
+    worker.kill().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn f026_a_refused_upload_is_tried_once_more_and_then_handed_back() {
     let case = Case::new();
     case.world.file("steps=1", 1);

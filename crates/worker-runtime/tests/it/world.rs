@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -53,6 +54,7 @@ pub struct World {
     pub horde: Horde,
     pub transport: Arc<Meddler>,
     pub runs: Arc<Mutex<BTreeMap<String, u32>>>,
+    pub slept_ms: Arc<AtomicU64>,
     started: Instant,
 }
 
@@ -98,6 +100,7 @@ impl World {
             horde,
             transport,
             runs: Arc::default(),
+            slept_ms: Arc::default(),
             started: Instant::now(),
         }
     }
@@ -138,6 +141,7 @@ impl World {
             clock: Clock::Simulated {
                 at: self.started,
                 unix_ms: 1_700_000_000_000,
+                slept_ms: Arc::clone(&self.slept_ms),
             },
             ..Settings::default()
         }
@@ -303,8 +307,13 @@ impl Running {
         let _ = self.task.await;
     }
 
+    /// Waits for a state; two virtual days without it are a failure, not an endless test.
     pub async fn until(&mut self, what: impl FnMut(&Status) -> bool) -> Status {
-        self.status.wait_for(what).await.expect("the worker runs").clone()
+        let limit = Duration::from_secs(48 * 3600);
+        let reached = tokio::time::timeout(limit, self.status.wait_for(what))
+            .await
+            .map(|status| status.expect("the worker runs").clone());
+        reached.unwrap_or_else(|_| panic!("never reached; the last state was {:#?}", self.status.borrow()))
     }
 }
 
