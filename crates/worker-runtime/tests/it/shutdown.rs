@@ -231,3 +231,42 @@ async fn several_devices_and_slots_share_the_work_of_one_worker() {
     );
     worker.finish().await.expect("a good end");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_on_the_disk_is_private_and_holds_no_prompt_no_key_and_no_signed_address() {
+    use std::os::unix::fs::PermissionsExt;
+    let (world, dir) = (World::new(1), tempfile::tempdir().expect("a directory"));
+    world.file("steps=1 secret-canary-words", 2);
+    world.meddle(|call, _| (call == Call::Upload).then_some(Meddling::LoseRequest));
+    let mut worker = world.start(
+        dir.path(),
+        Toy {
+            amount: 2,
+            ..Toy::default()
+        },
+        world.settings(1),
+    );
+    worker.until(|status| status.outbox == 2).await;
+    let told = format!("{:?}", worker.status.borrow());
+    let mut n_spooled = 0;
+    let files =
+        [dir.path().to_owned(), dir.path().join("spool")].map(|dir| std::fs::read_dir(dir).expect("a directory"));
+    for entry in files
+        .into_iter()
+        .flatten()
+        .map(|entry| entry.expect("an entry"))
+        .filter(|entry| entry.path().is_file())
+    {
+        let bytes = std::fs::read(entry.path()).expect("bytes");
+        let holds = |needle: &str| bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
+        for needle in ["canary", local_horde::WORKER_KEY, "X-Amz-Signature"] {
+            assert!(!holds(needle), "{needle} is in {:?}", entry.path());
+            assert!(!told.contains(needle), "{needle} is in the status");
+        }
+        let mode = entry.metadata().expect("metadata").permissions().mode() & 0o777;
+        assert_eq!(mode & 0o077, 0, "{:?} is {mode:o}", entry.path());
+        n_spooled += usize::from(holds("result of"));
+    }
+    assert_eq!(n_spooled, 2);
+    worker.kill().await;
+}
