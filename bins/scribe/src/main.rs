@@ -1,2 +1,5 @@
 //! Writes text for the AI Horde.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    worker_app::main::<text_worker::Scribe>()
+}

@@ -1,1 +1,20 @@
 //! Turns text jobs of the Horde into text requests and answers into submissions. The only room that knows both.
+//!
+//! [`Scribe`] is what the binary plugs into `worker-app`; [`ScribeBackend`] lives in the supervisor, [`ScribeEngine`]
+//! in the engine child.
+
+mod backend;
+mod config;
+mod engine;
+mod limits;
+mod names;
+mod payload;
+mod program;
+
+pub use backend::ScribeBackend;
+pub use config::{Config, EngineKind};
+pub use engine::{Facts, ScribeEngine, Work, Written};
+pub use limits::{Limits, limits};
+pub use names::horde_name;
+pub use payload::{Asked, request};
+pub use program::Scribe;

@@ -12,6 +12,7 @@ pub mod gguf;
 pub mod llama;
 mod request;
 pub mod sampler;
+pub mod settings;
 pub mod stop;
 pub mod utf8;
 mod writer;

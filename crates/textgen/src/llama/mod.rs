@@ -2,7 +2,6 @@
 
 mod batcher;
 mod sequence;
-mod settings;
 mod vocabulary;
 
 use std::num::NonZeroU32;
@@ -22,11 +21,11 @@ use llama_cpp_2::{LlamaBackendDeviceType, LogOptions, list_llama_ggml_backend_de
 
 use self::batcher::{BatchLimits, Batcher};
 use self::sequence::{Job, Shared};
-pub use self::settings::{CacheType, Flash, LlamaSettings, Plan, Split, available_memory};
 use self::vocabulary::Vocabulary;
 use crate::engine::{EngineFacts, TextEngine, TextError, Watch};
 use crate::gguf::{self, Header};
 use crate::request::{TextAnswer, TextRequest};
+pub use crate::settings::{CacheType, Flash, LlamaSettings, Plan, Split, available_memory};
 
 /// A loaded model. Dropping it ends its thread and frees the model.
 #[derive(Debug)]
@@ -110,8 +109,8 @@ pub fn check_model(settings: &LlamaSettings) -> Result<Header, TextError> {
 pub struct Device {
     /// Index for [`LlamaSettings::devices`].
     pub index: usize,
-    /// Short name, e.g. `CUDA0`.
-    pub name: String,
+    /// What drives it: `CUDA`, `Vulkan`, `MTL`, `ROCm`, `CPU`.
+    pub backend: String,
     /// What it is.
     pub description: String,
     /// Free memory in bytes.
@@ -134,7 +133,7 @@ pub fn devices() -> Vec<Device> {
         .map(|device| Device {
             index: device.index,
             gpu: is_gpu(device.device_type),
-            name: device.name,
+            backend: device.backend,
             description: device.description,
             free_bytes: device.memory_free as u64,
         })

@@ -10,7 +10,8 @@ use crate::gguf::Header;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LlamaSettings {
-    /// The GGUF file (of a split model the first part).
+    /// The GGUF file (of a split model the first part); chosen by whoever loads, not written among the settings.
+    #[serde(skip)]
     pub model: PathBuf,
     /// Requests run at once, 1..=64; 0 chooses from memory: up to 8 with a GPU, up to 4 without.
     pub slots: u32,
@@ -214,11 +215,13 @@ impl LlamaSettings {
         }
     }
 
-    pub(super) fn batch(&self) -> u32 {
+    /// Tokens of one batch, within its range.
+    pub fn batch(&self) -> u32 {
         self.batch_tokens.clamp(32, 512)
     }
 
-    pub(super) fn thread_count(&self) -> i32 {
+    /// Threads to use.
+    pub fn thread_count(&self) -> i32 {
         let cores = std::thread::available_parallelism()
             .map_or(1, std::num::NonZero::get)
             .min(16);

@@ -1,0 +1,256 @@
+//! What scribe plugs into the program around it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use textgen::settings::{LlamaSettings, available_memory};
+use textgen::{TextEngine, gguf};
+use worker_app::{Check, Choice, Common, Context, DeviceFound, NoCommand, Program, Stop};
+
+use crate::backend::ScribeBackend;
+use crate::config::{Config, DEMO_MODEL};
+use crate::engine::ScribeEngine;
+use crate::names::horde_name;
+
+/// The text worker.
+pub struct Scribe;
+
+/// What the engine child is told.
+#[derive(Serialize, Deserialize)]
+struct EngineOrder {
+    model: std::path::PathBuf,
+    llama: LlamaSettings,
+}
+
+const HINT_FETCH: &str = "set `scribe.model` to a GGUF file; `scribe models pull` or `just models smollm2-135m-instruct` fetch the demo model";
+
+impl Program for Scribe {
+    const NAME: &'static str = "scribe";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const ABOUT: &'static str = "Writes text for the AI Horde";
+    const UNIT: &'static str = "tokens";
+    const CONFIG_FILE: &'static str = include_str!("../../../configs/scribe.toml");
+    const MODELS_KEY: &'static str = "model";
+
+    type Config = Config;
+    type Backend = ScribeBackend;
+    type Engine = ScribeEngine;
+    type Command = NoCommand;
+
+    fn check(config: &Config, _common: &Common) -> Result<(), Stop> {
+        let refuse = |key: &str, value: String, hint: &str| {
+            Err(Stop::config(format!("`scribe.{key}` is `{value}`")).hint(hint.to_owned()))
+        };
+        if config.model.trim().is_empty() {
+            return refuse("model", config.model.clone(), "name a GGUF file");
+        }
+        let name = &config.model_name;
+        if !name.is_empty() && !(3..=255).contains(&name.chars().count()) {
+            return refuse(
+                "model_name",
+                name.clone(),
+                "the Horde takes names of 3 to 255 characters, or leave it empty",
+            );
+        }
+        if config.max_length != 0 && !(16..=16_384).contains(&config.max_length) {
+            return refuse(
+                "max_length",
+                config.max_length.to_string(),
+                "use 16 to 16384, or 0 to follow measured speed",
+            );
+        }
+        if config.max_context_length != 0 && !(80..=1 << 20).contains(&config.max_context_length) {
+            return refuse(
+                "max_context_length",
+                config.max_context_length.to_string(),
+                "use 80 to 1048576, or 0",
+            );
+        }
+        let llama = &config.llama;
+        if llama.slots > 64 {
+            return refuse(
+                "llama.slots",
+                llama.slots.to_string(),
+                "use 1 to 64, or 0 to choose from memory",
+            );
+        }
+        if llama.context_tokens != 0 && !(256..=1 << 20).contains(&llama.context_tokens) {
+            return refuse(
+                "llama.context_tokens",
+                llama.context_tokens.to_string(),
+                "use 256 to 1048576, or 0",
+            );
+        }
+        if !(32..=512).contains(&llama.batch_tokens) {
+            return refuse("llama.batch_tokens", llama.batch_tokens.to_string(), "use 32 to 512");
+        }
+        Ok(())
+    }
+
+    fn models(context: &Context<Self>) -> Result<(), Stop> {
+        header(context).map(|_| ())
+    }
+
+    fn backend(context: &Context<Self>) -> Result<ScribeBackend, Stop> {
+        Ok(ScribeBackend::new(
+            context.common.clone(),
+            context.config.clone(),
+            model_name(context),
+        ))
+    }
+
+    fn engine_config(context: &Context<Self>, _device: &str) -> Result<serde_json::Value, Stop> {
+        let order = EngineOrder {
+            model: context.config.model_path(&context.models_dir),
+            llama: context.config.llama.clone(),
+        };
+        serde_json::to_value(order).map_err(|error| Stop::failed(error.to_string()))
+    }
+
+    fn engine(config: serde_json::Value, device: &str) -> Result<ScribeEngine, Stop> {
+        let order: EngineOrder = serde_json::from_value(config).map_err(|error| Stop::failed(error.to_string()))?;
+        let settings = LlamaSettings {
+            model: order.model,
+            ..order.llama
+        };
+        let engine = load(settings, device)?;
+        ScribeEngine::new(engine).map_err(|error| Stop::failed(error.to_string()))
+    }
+
+    fn devices() -> Vec<DeviceFound> {
+        found_devices()
+    }
+
+    fn doctor(context: &Context<Self>) -> Vec<Check> {
+        let header = match header(context) {
+            Ok(header) => header,
+            Err(stop) => return vec![Check::from_stop("model", &stop)],
+        };
+        let plan = context
+            .config
+            .llama_settings(&context.models_dir)
+            .plan(&header, available_memory(), false);
+        let mut checks = vec![Check::ok(
+            "model",
+            format!("`{}`, offered as `{}`", context.config.model, model_name(context)),
+        )];
+        let message = format!("on a processor: {plan}");
+        checks.push(match available_memory() {
+            Some(free) if plan.total_bytes() > free => Check::warn("memory", format!("{message}, but {} MiB are free", free >> 20))
+                .hint("fewer `scribe.llama.slots`, a smaller `scribe.llama.context_tokens` or `scribe.llama.cache_keys = \"q8_0\"` need less"),
+            _ => Check::ok("memory", message),
+        });
+        checks
+    }
+
+    fn choices(context: &Context<Self>) -> Vec<Choice> {
+        let mut choices = vec![Choice {
+            name: DEMO_MODEL.to_owned(),
+            description: "98 MB, answers within seconds on any processor; to try things out".to_owned(),
+        }];
+        for folder in [context.models_dir.join("text"), context.models_dir.clone()] {
+            let files = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+            for name in files.filter_map(|file| file.file_name().into_string().ok()) {
+                if name.ends_with(".gguf") && !choices.iter().any(|choice| choice.name == name) {
+                    choices.push(Choice {
+                        description: "on disk".to_owned(),
+                        name,
+                    });
+                }
+            }
+        }
+        choices
+    }
+
+    fn command(command: NoCommand, _context: &Context<Self>) -> Result<(), Stop> {
+        match command {}
+    }
+}
+
+fn header(context: &Context<Scribe>) -> Result<gguf::Header, Stop> {
+    let path = context.config.model_path(&context.models_dir);
+    gguf::check_file(&path).map_err(|error| {
+        let hint = match &error {
+            gguf::GgufError::Io(_) => HINT_FETCH,
+            _ => "fetch the file again, or take another one",
+        };
+        Stop::no_model(format!("the model `{}` cannot be used: {error}", path.display())).hint(hint)
+    })
+}
+
+fn model_name(context: &Context<Scribe>) -> String {
+    if !context.config.model_name.is_empty() {
+        return context.config.model_name.clone();
+    }
+    let path = context.config.model_path(&context.models_dir);
+    horde_name(&path.file_stem().unwrap_or_default().to_string_lossy())
+}
+
+#[cfg(feature = "llama")]
+fn load(mut settings: LlamaSettings, device: &str) -> Result<Arc<dyn TextEngine>, Stop> {
+    use textgen::TextError;
+    use textgen::llama::LlamaEngine;
+
+    if device == "cpu" {
+        settings.gpu_layers = Some(0);
+    } else if settings.devices.is_empty() {
+        let index = gpus()
+            .into_iter()
+            .find(|(name, _)| name == device)
+            .map(|(_, gpu)| gpu.index)
+            .ok_or_else(|| {
+                Stop::no_device(format!("there is no `{device}` that this build can use"))
+                    .hint("`scribe doctor` lists the devices; `cpu` is always there")
+            })?;
+        settings.devices = vec![index];
+    }
+    let engine = LlamaEngine::load(settings, |_| true).map_err(|error| match error {
+        TextError::Model(_) => Stop::no_model(error.to_string()).hint("`scribe doctor` says what the model needs"),
+        _ => Stop::failed(error.to_string()),
+    })?;
+    Ok(Arc::new(engine))
+}
+
+#[cfg(not(feature = "llama"))]
+fn load(_settings: LlamaSettings, _device: &str) -> Result<Arc<dyn TextEngine>, Stop> {
+    Err(Stop::no_device("this build has no llama.cpp inside").hint("build scribe with its feature `llama`"))
+}
+
+/// Every GPU with the name it is configured by.
+#[cfg(feature = "llama")]
+fn gpus() -> Vec<(String, textgen::llama::Device)> {
+    let mut counts = std::collections::HashMap::new();
+    let gpus = textgen::llama::devices().into_iter().filter(|device| device.gpu);
+    gpus.map(|device| {
+        let kind = match device.backend.to_ascii_lowercase().as_str() {
+            "mtl" | "metal" => "metal".to_owned(),
+            "hip" | "rocm" => "rocm".to_owned(),
+            other => other.to_owned(),
+        };
+        let count = counts.entry(kind.clone()).or_insert(0u32);
+        let name = format!("{kind}:{count}");
+        *count += 1;
+        (name, device)
+    })
+    .collect()
+}
+
+fn found_devices() -> Vec<DeviceFound> {
+    #[cfg(feature = "llama")]
+    let mut found: Vec<DeviceFound> = gpus()
+        .into_iter()
+        .map(|(name, device)| DeviceFound {
+            name,
+            description: device.description,
+            memory_bytes: Some(device.free_bytes),
+        })
+        .collect();
+    #[cfg(not(feature = "llama"))]
+    let mut found = Vec::new();
+    found.push(DeviceFound {
+        name: "cpu".to_owned(),
+        description: "the processor".to_owned(),
+        memory_bytes: available_memory(),
+    });
+    found
+}
