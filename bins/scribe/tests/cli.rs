@@ -1,0 +1,47 @@
+//! The binary's own promises: it starts, says what it is, and refuses a model it cannot use with words and code 66.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn scribe(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_scribe"))
+        .args(arguments)
+        .env_clear()
+        .env("HOME", folder)
+        .env("HORDE_URL", "http://127.0.0.1:9/api/")
+        .env("HORDE_API_KEY", "a-key-of-nobody-at-all")
+        .output()
+        .expect("the binary starts")
+}
+
+fn refused(model: &Path, folder: &Path, words: &str) {
+    let config = folder.join("scribe.toml");
+    let text = format!(
+        "worker_name = \"a test of scribe\"\n[scribe]\nmodel = {:?}\n",
+        model.display().to_string()
+    );
+    std::fs::write(&config, text).expect("the folder can be written");
+    let output = scribe(folder, &["run", "--config", &config.display().to_string()]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(66), "{errors}");
+    assert!(errors.contains(words) && errors.contains("hint:"), "{errors}");
+}
+
+#[test]
+fn help_names_the_worker() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = scribe(folder.path(), &["--help"]);
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("Writes text for the AI Horde"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn a_model_that_is_missing_or_broken_ends_with_66_and_a_hint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    refused(&folder.path().join("nowhere.gguf"), folder.path(), "nowhere.gguf");
+    let broken = folder.path().join("broken.gguf");
+    std::fs::write(&broken, b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff").expect("the folder can be written");
+    refused(&broken, folder.path(), "number of tensors");
+}
