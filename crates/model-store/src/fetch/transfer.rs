@@ -60,6 +60,8 @@ pub(super) struct Board {
     /// Where the redirects ended the last time.
     resolved: Option<Url>,
     halt: Option<Halt>,
+    /// Somebody got the whole file for a range: the connections end and one stream starts from zero.
+    whole_only: bool,
     /// Has this source answered at all?
     answered: bool,
 }
@@ -74,6 +76,7 @@ impl Board {
             failures: 0,
             resolved: None,
             halt: None,
+            whole_only: false,
             answered: false,
         }
     }
@@ -150,7 +153,7 @@ impl Transfer<'_> {
     /// One connection: takes gaps until none is left or somebody halted the transfer.
     async fn work(&self, url: &Url, mut opened: Option<((u64, u64), reqwest::Response)>) -> Result<(), Halt> {
         loop {
-            if self.board().halt.is_some() {
+            if self.is_over() {
                 return Ok(());
             }
             let (mut gap, response) = match opened.take() {
@@ -165,10 +168,8 @@ impl Transfer<'_> {
                 None => match self.open(url, gap).await {
                     Ok(Some(Body::Range(response))) => response,
                     Ok(Some(Body::Whole(_))) => {
-                        // Ranges worked a moment ago: another server behind the same name. Ask again.
-                        self.board().todo.push(gap);
-                        self.failed("answered a range with the whole file".into(), None).await?;
-                        continue;
+                        self.board().whole_only = true;
+                        return Ok(());
                     }
                     Ok(None) => {
                         self.board().todo.push(gap);
@@ -287,18 +288,16 @@ impl Transfer<'_> {
         let changed = self.plan.sha256.is_none()
             && board.journal.done.bytes() > 0
             && (board.journal.etag != etag || (total.is_some() && total != board.journal.total_bytes));
-        if changed || (!partial && board.journal.done.bytes() > 0) {
+        if changed {
             self.part
                 .reset()
                 .map_err(|e| SourceFailure::Unreachable { reason: e.to_string() })?;
             board.follower = Follower::start(self.part.file.clone());
             board.journal.done = Default::default();
             board.todo.clear();
-            if changed {
-                board.journal.total_bytes = self.plan.size_bytes;
-                board.journal.etag = None;
-                return Err(SourceFailure::Changed);
-            }
+            board.journal.total_bytes = self.plan.size_bytes;
+            board.journal.etag = None;
+            return Err(SourceFailure::Changed);
         }
         if let Some(total) = total {
             board.journal.total_bytes = Some(total);
@@ -314,6 +313,15 @@ impl Transfer<'_> {
 
     /// A server without ranges: one stream from byte zero; any interruption starts it again.
     async fn stream_whole(&self, response: reqwest::Response) -> Result<bool, Halt> {
+        {
+            let mut board = self.board();
+            board.whole_only = false;
+            if board.journal.done.bytes() > 0 {
+                self.part.reset().map_err(|e| super::io_error(self.part.path(), e))?;
+                board.follower = Follower::start(self.part.file.clone());
+                board.journal.done = Default::default();
+            }
+        }
         if let Some(total) = self.board().journal.total_bytes {
             self.downloader
                 .check_room(self.plan, total, self.part.allocated_bytes())?;
@@ -379,7 +387,7 @@ impl Transfer<'_> {
                     } else {
                         buffer.extend_from_slice(&bytes);
                     }
-                    if self.board().halt.is_some() {
+                    if self.is_over() && end.is_some() || self.board().halt.is_some() {
                         self.write(&mut buffer, at).await?;
                         return Ok(None);
                     }
@@ -456,6 +464,12 @@ impl Transfer<'_> {
         Ok(())
     }
 
+    /// Shall the connections end?
+    fn is_over(&self) -> bool {
+        let board = self.board();
+        board.halt.is_some() || board.whole_only
+    }
+
     fn first_gap(&self) -> Option<(u64, u64)> {
         let board = self.board();
         let chunk = self.chunk_bytes(board.journal.total_bytes);
@@ -483,6 +497,7 @@ impl Transfer<'_> {
         let mut gaps = taken.missing(total, self.chunk_bytes(Some(total)));
         gaps.reverse();
         board.todo = gaps;
+        board.whole_only = false;
         Ok(lead.1.min(total))
     }
 
