@@ -124,10 +124,6 @@ impl Archive {
         Ok((start, end.ok_or_else(|| bad("a member ends behind the file"))?))
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.file
-    }
-
     fn data_start(&self, member: &Member) -> io::Result<u64> {
         let mut header = [0u8; 30];
         std::os::unix::fs::FileExt::read_exact_at(&self.file, &mut header, member.header_at)?;

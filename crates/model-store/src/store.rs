@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::digest::Sha256Sum;
 use crate::fetch::{Control, Downloader, Event, FetchError, FetchPlan, Fetched, Progress, io_error, part::beside};
 use crate::formats::convert::Conversion;
+use crate::formats::sandbox::Converter;
 use crate::formats::{Format, Refusal};
 use crate::reference::{Kind, Model, ModelFile};
 use crate::stamp::{Stamp, stamp_path};
@@ -17,6 +18,7 @@ use crate::stamp::{Stamp, stamp_path};
 #[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    converter: Converter,
 }
 
 /// What stands on disk of one file or model.
@@ -93,7 +95,16 @@ impl PullError {
 impl Store {
     /// The store at `root`. Nothing is created yet.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            converter: Converter::default(),
+        }
+    }
+
+    /// Starts the reader of pickles by another command than this program's `models convert-pickle`.
+    pub fn with_converter(mut self, converter: Converter) -> Self {
+        self.converter = converter;
+        self
     }
 
     /// The models directory itself.
@@ -146,6 +157,19 @@ impl Store {
             .map(|file| self.file_state(model, file))
             .max_by_key(rank)
             .unwrap_or(State::Missing)
+    }
+
+    /// Bytes that interrupted downloads of a model have left.
+    pub fn partial_bytes(&self, model: &Model) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        let parts = model
+            .files
+            .iter()
+            .map(|file| beside(&self.path_of(model, file), ".part"));
+        parts
+            .filter_map(|part| fs::metadata(part).ok())
+            .map(|meta| meta.len().min(meta.blocks().saturating_mul(512)))
+            .sum()
     }
 
     /// Paths of all files of a model, each with the right sum and a sound head, or the first that has not:
@@ -269,8 +293,12 @@ impl Store {
         }
         let _ = fs::remove_dir_all(inputs_dir.join(crate::fetch::wheel::WHEELS));
         progress.event(Event::Converting { file: name.clone() });
-        let (work, expected) = ((conversion.clone(), inputs.clone(), dest.clone()), file.sha256);
-        let converted = tokio::task::spawn_blocking(move || convert(&work.0, &work.1, &work.2, expected)).await;
+        let (work, expected) = (
+            (conversion.clone(), inputs.clone(), dest.clone(), self.converter.clone()),
+            file.sha256,
+        );
+        let converted =
+            tokio::task::spawn_blocking(move || convert(&work.0, &work.1, (&work.2, expected), &work.3)).await;
         let fetched = converted.unwrap_or_else(|panic| Err(io_error(&dest, io::Error::other(panic)).into()))?;
         for input in &inputs {
             let _ = fs::remove_file(input);
@@ -279,6 +307,21 @@ impl Store {
         let _ = fs::remove_dir(&inputs_dir);
         report(&fetched);
         Ok(fetched)
+    }
+
+    /// Makes a file of a model from one that was found elsewhere, such as a checkpoint in another program's folder.
+    /// The found file stays. Blocks.
+    pub fn convert_from(&self, model: &Model, file: &ModelFile, found: &Path) -> Result<Fetched, PullError> {
+        let conversion = file
+            .conversion
+            .as_ref()
+            .ok_or_else(|| PullError::NothingToFetch(model.name.clone()))?;
+        convert(
+            conversion,
+            &[found.to_owned()],
+            (&self.path_of(model, file), file.sha256),
+            &self.converter,
+        )
     }
 
     /// Removes a model's files and what belongs to them; the owner's own files (`local_path`) stay. Returns bytes freed.
@@ -328,8 +371,8 @@ async fn local(path: &Path) -> Result<Fetched, PullError> {
 fn convert(
     conversion: &Conversion,
     inputs: &[PathBuf],
-    dest: &Path,
-    expected: Option<Sha256Sum>,
+    (dest, expected): (&Path, Option<Sha256Sum>),
+    converter: &Converter,
 ) -> Result<Fetched, PullError> {
     let file = dest.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let temporary = beside(dest, ".converting");
@@ -337,7 +380,7 @@ fn convert(
         if let Some(dir) = dest.parent() {
             fs::create_dir_all(dir)?;
         }
-        conversion.kind.run(inputs, &temporary)?;
+        conversion.kind.run(inputs, &temporary, converter)?;
         let sum = Sha256Sum::of_file(&temporary)?;
         Format::Safetensors.precheck(&temporary)?;
         Ok(sum)

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use model_store::fetch::{Bars, Control, Downloader, FetchSettings, HttpSettings, JsonLines, Progress};
+use model_store::formats::sandbox::Converter;
 use model_store::reference::local;
 use model_store::store::Store;
 
@@ -46,13 +47,20 @@ enum Command {
         #[arg(long, default_value_t = 256 << 20)]
         floor: u64,
     },
+    /// Standard input is a checkpoint, standard output becomes safetensors
+    #[command(hide = true)]
+    ConvertPickle,
     /// Show the names that can be pulled
     List,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(Arguments::parse().command).await {
+    let arguments = Arguments::parse();
+    if matches!(arguments.command, Command::ConvertPickle) {
+        return ExitCode::from(u8::from(model_store::formats::sandbox::child_main() != 0));
+    }
+    match run(arguments.command).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -110,7 +118,10 @@ async fn run(command: Command) -> anyhow::Result<()> {
             on_interrupt.stop();
         }
     });
-    let store = Store::new(to);
+    let converter = Converter {
+        command: vec![std::env::current_exe()?.into_os_string(), "convert-pickle".into()],
+    };
+    let store = Store::new(to).with_converter(converter);
     for name in &names {
         let model = catalogue
             .find(name)

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::sandbox::Converter;
 use super::{Refusal, ncnn, tensors};
 use crate::digest::Sha256Sum;
 use crate::fetch::Source;
@@ -37,6 +38,8 @@ pub struct Input {
 pub enum ConversionKind {
     /// `.param` and `.bin` of an upscaler, in this order → f16 tensors.
     NcnnUpscaler,
+    /// A PyTorch checkpoint (`.ckpt`, `.pth`, `.pt`, `.bin`), read in a sandboxed child → its tensors as they are.
+    Pickle,
 }
 
 /// Largest `.param` that is read into memory.
@@ -46,7 +49,7 @@ const MAX_BIN_BYTES: u64 = 512 << 20;
 
 impl ConversionKind {
     /// Makes `output` of `inputs`. `output` is written in place: the caller names a temporary file.
-    pub fn run(self, inputs: &[PathBuf], output: &Path) -> Result<(), Refusal> {
+    pub fn run(self, inputs: &[PathBuf], output: &Path, converter: &Converter) -> Result<(), Refusal> {
         match (self, inputs) {
             (ConversionKind::NcnnUpscaler, [param, bin]) => {
                 let param = String::from_utf8(read_capped(param, MAX_PARAM_BYTES)?)
@@ -55,6 +58,7 @@ impl ConversionKind {
                 let tensors = ncnn::read_upscaler(&param, &bin, ncnn::Precision::Half)?;
                 tensors::write_safetensors(output, &tensors).map_err(Refusal::Io)
             }
+            (ConversionKind::Pickle, [checkpoint]) => converter.run(checkpoint, output),
             (kind, inputs) => Err(Refusal::Malformed(format!(
                 "{kind:?} is not made of {} files",
                 inputs.len()

@@ -1,9 +1,12 @@
 //! The formats weights come in, each checked by its head before any engine's reader sees it.
 
+mod checkpoint;
 pub mod convert;
 pub mod gguf;
 pub mod ncnn;
+mod pickle;
 pub mod safetensors;
+pub mod sandbox;
 pub mod tensors;
 
 use std::path::Path;

@@ -44,6 +44,22 @@ impl Dtype {
         }
     }
 
+    /// Its name in a safetensors head.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::Bool => "BOOL",
+            Dtype::U8 => "U8",
+            Dtype::I8 => "I8",
+            Dtype::I16 => "I16",
+            Dtype::I32 => "I32",
+            Dtype::I64 => "I64",
+            Dtype::F16 => "F16",
+            Dtype::Bf16 => "BF16",
+            Dtype::F32 => "F32",
+            Dtype::F64 => "F64",
+        }
+    }
+
     fn wire(self) -> safetensors::Dtype {
         match self {
             Dtype::Bool => safetensors::Dtype::BOOL,

@@ -1,7 +1,11 @@
 //! Which models exist: every reference's own shape is read into one [`Catalogue`].
 
 pub mod baseline;
+pub mod load;
 pub mod local;
+pub mod preview;
+pub mod record;
+pub mod select;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
