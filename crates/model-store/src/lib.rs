@@ -2,6 +2,7 @@
 
 pub mod adhoc;
 mod archive;
+pub mod command;
 pub mod digest;
 pub mod disk;
 pub mod fetch;

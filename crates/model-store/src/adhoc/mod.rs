@@ -172,13 +172,13 @@ impl AdHoc {
         }
         if !self
             .cache()
-            .make_room(resolved.size_bytes.unwrap_or(limit), self.settings.budget_bytes)
+            .make_room(resolved.size_bytes.unwrap_or(0), self.settings.budget_bytes)
         {
             return Err(AdHocFailure::NoRoom);
         }
         let plan = FetchPlan {
             sha256: Some(resolved.sha256),
-            max_bytes: limit,
+            max_bytes: limit.min(self.settings.budget_bytes),
             sources: vec![Source::Url {
                 url: resolved.url.clone(),
             }],
@@ -203,6 +203,11 @@ impl AdHoc {
             Ok(Err(error)) => return Err(AdHocFailure::Fetch(error.to_string())),
             Ok(Ok(fetched)) => fetched,
         };
+        // Nobody announces the size of an embedding.
+        if resolved.size_bytes.is_none() && !self.cache().make_room(fetched.bytes, self.settings.budget_bytes) {
+            let _ = std::fs::remove_file(&fetched.path);
+            return Err(AdHocFailure::NoRoom);
+        }
         let mut entry = Entry::new(wanted.kind, resolved, fetched.bytes);
         entry.add_name(wanted.name);
         self.hand_out(entry, wanted)

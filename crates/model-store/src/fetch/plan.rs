@@ -81,7 +81,7 @@ pub struct Wheel {
 }
 
 /// A file that is there.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Fetched {
     /// Where it stands.
     pub path: PathBuf,

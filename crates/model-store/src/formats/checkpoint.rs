@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
 use super::Refusal;
-use super::pickle::{self, TensorView};
+use super::pickle::{self, NamedViews, TensorView};
 use super::safetensors::{MAX_HEAD_BYTES, MAX_TENSORS};
 use crate::archive::Archive;
 
@@ -37,7 +37,7 @@ pub(crate) fn convert(input: File, output: File) -> Result<(), Refusal> {
     write(&input, tensors, &storages, output)
 }
 
-fn read_zip(input: File) -> Result<(Vec<(String, Rc<TensorView>)>, Storages), Refusal> {
+fn read_zip(input: File) -> Result<(NamedViews, Storages), Refusal> {
     let archive = Archive::read(input)?;
     let pickle = archive
         .members()
@@ -78,7 +78,7 @@ fn read_zip(input: File) -> Result<(Vec<(String, Rc<TensorView>)>, Storages), Re
 }
 
 /// Magic, protocol, system, object, list of keys: five pickles; then for every key a count and the bytes.
-fn read_legacy(input: &File) -> Result<(Vec<(String, Rc<TensorView>)>, Storages), Refusal> {
+fn read_legacy(input: &File) -> Result<(NamedViews, Storages), Refusal> {
     let length = input.metadata()?.len();
     let mut head = vec![0u8; usize::try_from(length.min(MAX_PICKLE_BYTES)).unwrap_or(0)];
     input.read_exact_at(&mut head, 0)?;
@@ -119,12 +119,7 @@ fn read_legacy(input: &File) -> Result<(Vec<(String, Rc<TensorView>)>, Storages)
     Ok((tensors, storages))
 }
 
-fn write(
-    input: &File,
-    mut tensors: Vec<(String, Rc<TensorView>)>,
-    storages: &Storages,
-    output: File,
-) -> Result<(), Refusal> {
+fn write(input: &File, mut tensors: NamedViews, storages: &Storages, output: File) -> Result<(), Refusal> {
     if tensors.len() > MAX_TENSORS {
         return Err(Refusal::TooMuch {
             what: "the number of tensors",

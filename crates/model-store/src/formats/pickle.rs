@@ -35,6 +35,9 @@ pub(crate) struct TensorView {
     pub strides: Vec<u64>,
 }
 
+/// Tensors with their dotted names.
+pub(crate) type NamedViews = Vec<(String, Rc<TensorView>)>;
+
 type Id = usize;
 
 #[derive(Clone, Debug)]
@@ -93,7 +96,7 @@ pub(crate) fn read(input: &mut &[u8]) -> Result<Pickle, Refusal> {
 
 impl Pickle {
     /// All tensors with their dotted names, of the weights proper where the file holds more than one set.
-    pub(crate) fn tensors(&self) -> Result<Vec<(String, Rc<TensorView>)>, Refusal> {
+    pub(crate) fn tensors(&self) -> Result<NamedViews, Refusal> {
         let mut found = Vec::new();
         self.walk(
             self.weights(self.root),
@@ -159,7 +162,7 @@ impl Pickle {
         at: Id,
         path: &mut Vec<String>,
         seen: &mut HashSet<Id>,
-        found: &mut Vec<(String, Rc<TensorView>)>,
+        found: &mut NamedViews,
     ) -> Result<(), Refusal> {
         match &self.values[at] {
             Value::Tensor(view) => found.push((path.join("."), view.clone())),
@@ -265,15 +268,15 @@ impl Machine<'_, '_> {
                     self.load(slot)?;
                 }
                 b't' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.push(Value::Tuple(items))?;
                 }
                 b'l' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.push(Value::List(items))?;
                 }
                 b'd' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.push(Value::Dict(pairs(&items)?))?;
                 }
                 count @ 0x85..=0x87 => {
@@ -290,7 +293,7 @@ impl Machine<'_, '_> {
                     self.append(vec![item])?;
                 }
                 b'e' | 0x90 => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.append(items)?;
                 }
                 b's' => {
@@ -299,11 +302,11 @@ impl Machine<'_, '_> {
                     self.set(vec![(key, value)])?;
                 }
                 b'u' => {
-                    let items = self.to_mark()?;
+                    let items = self.pop_to_mark()?;
                     self.set(pairs(&items)?)?;
                 }
                 b'0' => drop(self.pop()?),
-                b'1' => drop(self.to_mark()?),
+                b'1' => drop(self.pop_to_mark()?),
                 b'2' => {
                     let top = *self.stack.last().ok_or_else(underflow)?;
                     self.stack.push(top);
@@ -560,7 +563,7 @@ impl Machine<'_, '_> {
         self.stack.pop().ok_or_else(underflow)
     }
 
-    fn to_mark(&mut self) -> Result<Vec<Id>, Refusal> {
+    fn pop_to_mark(&mut self) -> Result<Vec<Id>, Refusal> {
         let mark = self
             .marks
             .pop()

@@ -170,11 +170,13 @@ async fn serve(
             }
         }
         stream.flush().await?;
-        while reply.endless {
-            stream.write_all(b"10000\r\n").await?;
-            stream.write_all(&[0u8; 0x10000]).await?;
-            stream.write_all(b"\r\n").await?;
-            count.fetch_add(0x10000, Ordering::SeqCst);
+        if reply.endless {
+            loop {
+                stream.write_all(b"10000\r\n").await?;
+                stream.write_all(&[0u8; 0x10000]).await?;
+                stream.write_all(b"\r\n").await?;
+                count.fetch_add(0x10000, Ordering::SeqCst);
+            }
         }
         if reply.cut.is_some() || reply.announce.is_some() {
             return Ok(());
