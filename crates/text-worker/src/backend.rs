@@ -12,15 +12,24 @@ use worker_runtime::backend::{Backend, EngineReport, Fault, Finished, NothingToO
 
 use crate::config::Config;
 use crate::engine::{Facts, Work, Written};
+use crate::health::Health;
 use crate::limits::{Limits, limits};
+use crate::names::bridged_name;
 use crate::payload::{self, Asked};
 
 /// Text jobs, as the supervisor sees them.
 pub struct ScribeBackend {
     common: Common,
     config: Config,
-    /// What the Horde calls the model.
-    model_name: String,
+    model: Served,
+}
+
+/// What is served, in the Horde's words.
+pub enum Served {
+    /// A file of our own, by the Horde's name for it.
+    File(String),
+    /// Whatever another program serves at the moment.
+    Bridge(Health),
 }
 
 /// Characters that a token takes on average; for estimates only.
@@ -29,13 +38,21 @@ const CHARS_PER_TOKEN: f64 = 3.5;
 const BELIEVED_PER_SECOND: f64 = 135.0;
 
 impl ScribeBackend {
-    /// For the model that the Horde calls `model_name`.
-    pub fn new(common: Common, config: Config, model_name: String) -> Self {
-        Self {
-            common,
-            config,
-            model_name,
+    /// For what `model` is.
+    pub fn new(common: Common, config: Config, model: Served) -> Self {
+        Self { common, config, model }
+    }
+
+    /// The Horde's name of what is served now, or why nothing is.
+    fn model_name(&self) -> Result<String, NothingToOffer> {
+        let facts = match &self.model {
+            Served::File(name) => return Ok(name.clone()),
+            Served::Bridge(health) => health.now().map_err(NothingToOffer)?,
+        };
+        if self.config.model_name.is_empty() {
+            return Ok(bridged_name(&facts.model));
         }
+        Ok(self.config.model_name.clone())
     }
 
     /// What all engines together can promise: the least of each.
@@ -81,7 +98,7 @@ impl Backend for ScribeBackend {
         let threads: usize = engines.iter().map(|engine| engine.capacity.max(1)).sum();
         Ok(PopRequest {
             name: self.common.worker_name.to_string(),
-            models: vec![self.model_name.clone()],
+            models: vec![self.model_name()?],
             bridge_agent: Some(self.common.bridge_agent.to_string()),
             priority_usernames: self.common.priority_usernames.clone(),
             nsfw: Some(self.common.nsfw),

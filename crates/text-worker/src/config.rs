@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use textgen::bridge::{BridgeSettings, Dialect};
 use textgen::settings::LlamaSettings;
 
 /// What the owner sets for text. Defaults serve the demo model on whatever device there is.
@@ -23,6 +24,8 @@ pub struct Config {
     pub hold_back: bool,
     /// llama.cpp's settings.
     pub llama: LlamaSettings,
+    /// The other program, for `kobold` and `openai`.
+    pub bridge: BridgeSettings,
 }
 
 /// What writes the text.
@@ -32,6 +35,10 @@ pub enum EngineKind {
     /// llama.cpp inside scribe.
     #[default]
     Llama,
+    /// KoboldCpp, or what speaks its API.
+    Kobold,
+    /// Aphrodite, TabbyAPI, vLLM, llama-server: what has `/v1/completions`.
+    OpenAi,
 }
 
 /// The model that comes first when nothing is configured.
@@ -47,11 +54,21 @@ impl Default for Config {
             max_context_length: 0,
             hold_back: true,
             llama: LlamaSettings::default(),
+            bridge: BridgeSettings::default(),
         }
     }
 }
 
 impl Config {
+    /// The language of the other program; `None` where llama.cpp inside scribe writes.
+    pub fn dialect(&self) -> Option<Dialect> {
+        match self.engine {
+            EngineKind::Llama => None,
+            EngineKind::Kobold => Some(Dialect::Kobold),
+            EngineKind::OpenAi => Some(Dialect::OpenAi),
+        }
+    }
+
     /// Where the model's file lies, or would lie.
     pub fn model_path(&self, models_dir: &Path) -> PathBuf {
         let named = Path::new(&self.model);

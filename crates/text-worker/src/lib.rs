@@ -6,15 +6,17 @@
 mod backend;
 mod config;
 mod engine;
+mod health;
 mod limits;
 mod names;
 mod payload;
 mod program;
 
-pub use backend::ScribeBackend;
+pub use backend::{ScribeBackend, Served};
 pub use config::{Config, EngineKind};
 pub use engine::{Facts, ScribeEngine, Work, Written};
+pub use health::Health;
 pub use limits::{Limits, limits};
-pub use names::horde_name;
+pub use names::{bridged_name, horde_name};
 pub use payload::{Asked, request};
 pub use program::Scribe;

@@ -6,6 +6,18 @@ pub fn horde_name(file_stem: &str) -> String {
     format!("koboldcpp/{}", plain(file_stem))
 }
 
+/// The name for what another program calls `model`: a name in the Horde's form is kept (without what says how it was made
+/// smaller), of a path the file counts.
+pub fn bridged_name(model: &str) -> String {
+    let model = model.strip_suffix(".gguf").unwrap_or(model);
+    match model.split_once('/') {
+        Some((kind @ ("koboldcpp" | "aphrodite" | "tabbyapi"), name)) if !name.is_empty() => {
+            format!("{kind}/{}", plain(name))
+        }
+        _ => horde_name(model.rsplit(['/', '\\']).next().unwrap_or(model)),
+    }
+}
+
 /// `stem` without quantisation, format and part-of-several suffixes.
 fn plain(stem: &str) -> &str {
     let mut name = stem;
@@ -72,6 +84,18 @@ mod tests {
             ("Q4_0", "koboldcpp/Q4_0"),
         ] {
             assert_eq!(horde_name(stem), name);
+        }
+    }
+
+    #[test]
+    fn a_backends_own_name_becomes_the_hordes() {
+        for (model, name) in [
+            ("koboldcpp/Mistral-7B.Q4_K_M", "koboldcpp/Mistral-7B"),
+            ("aphrodite/org/Name-7B", "aphrodite/org/Name-7B"),
+            ("/models/Name-7B-Q5_K_S.gguf", "koboldcpp/Name-7B"),
+            ("org/Name-7B", "koboldcpp/Name-7B"),
+        ] {
+            assert_eq!(bridged_name(model), name);
         }
     }
 }

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use textgen::bridge::{BridgeEngine, BridgeSettings, Dialect};
 use textgen::settings::{LlamaSettings, available_memory};
-use textgen::{TextEngine, gguf};
+use textgen::{TextEngine, TextError, gguf};
 use worker_app::{Check, Choice, Common, Context, DeviceFound, NoCommand, Program, Stop};
 
-use crate::backend::ScribeBackend;
+use crate::backend::{ScribeBackend, Served};
 use crate::config::{Config, DEMO_MODEL};
 use crate::engine::ScribeEngine;
-use crate::names::horde_name;
+use crate::health::Health;
+use crate::names::{bridged_name, horde_name};
 
 /// The text worker.
 pub struct Scribe;
@@ -20,6 +22,8 @@ pub struct Scribe;
 struct EngineOrder {
     model: std::path::PathBuf,
     llama: LlamaSettings,
+    #[serde(default)]
+    bridge: Option<(Dialect, BridgeSettings)>,
 }
 
 const HINT_FETCH: &str = "set `scribe.model` to a GGUF file; `scribe models pull` or `just models smollm2-135m-instruct` fetch the demo model";
@@ -84,18 +88,32 @@ impl Program for Scribe {
         if !(32..=512).contains(&llama.batch_tokens) {
             return refuse("llama.batch_tokens", llama.batch_tokens.to_string(), "use 32 to 512");
         }
+        let bridge = &config.bridge;
+        if !(1..=64).contains(&bridge.parallel) {
+            return refuse("bridge.parallel", bridge.parallel.to_string(), "use 1 to 64");
+        }
+        if !(5..=600).contains(&bridge.stall_seconds) {
+            return refuse("bridge.stall_seconds", bridge.stall_seconds.to_string(), "use 5 to 600");
+        }
         Ok(())
     }
 
     fn models(context: &Context<Self>) -> Result<(), Stop> {
+        if context.config.dialect().is_some() {
+            return Ok(());
+        }
         header(context).map(|_| ())
     }
 
     fn backend(context: &Context<Self>) -> Result<ScribeBackend, Stop> {
+        let served = match context.config.dialect() {
+            None => Served::File(model_name(context)),
+            Some(dialect) => Served::Bridge(Health::of(bridge(dialect, context.config.bridge.clone())?)),
+        };
         Ok(ScribeBackend::new(
             context.common.clone(),
             context.config.clone(),
-            model_name(context),
+            served,
         ))
     }
 
@@ -103,12 +121,19 @@ impl Program for Scribe {
         let order = EngineOrder {
             model: context.config.model_path(&context.models_dir),
             llama: context.config.llama.clone(),
+            bridge: context
+                .config
+                .dialect()
+                .map(|dialect| (dialect, context.config.bridge.clone())),
         };
         serde_json::to_value(order).map_err(|error| Stop::failed(error.to_string()))
     }
 
     fn engine(config: serde_json::Value, device: &str) -> Result<ScribeEngine, Stop> {
         let order: EngineOrder = serde_json::from_value(config).map_err(|error| Stop::failed(error.to_string()))?;
+        if let Some((dialect, settings)) = order.bridge {
+            return bridged(bridge(dialect, settings)?);
+        }
         let settings = LlamaSettings {
             model: order.model,
             ..order.llama
@@ -122,6 +147,9 @@ impl Program for Scribe {
     }
 
     fn doctor(context: &Context<Self>) -> Vec<Check> {
+        if let Some(dialect) = context.config.dialect() {
+            return vec![backend_check(dialect, &context.config)];
+        }
         let header = match header(context) {
             Ok(header) => header,
             Err(stop) => return vec![Check::from_stop("model", &stop)],
@@ -167,6 +195,54 @@ impl Program for Scribe {
     }
 }
 
+fn bridge(dialect: Dialect, settings: BridgeSettings) -> Result<BridgeEngine, Stop> {
+    BridgeEngine::new(dialect, settings).map_err(|error| {
+        Stop::config(error.to_string()).hint("see `scribe.bridge.url` and `scribe.bridge.api_key_file`")
+    })
+}
+
+/// Waits until the backend is there, then measures it. Nothing is popped meanwhile.
+fn bridged(engine: BridgeEngine) -> Result<ScribeEngine, Stop> {
+    let engine: Arc<dyn TextEngine> = Arc::new(engine);
+    for _ in 0..PATIENCE {
+        match ScribeEngine::new(Arc::clone(&engine)) {
+            Err(TextError::Unavailable(why)) => tracing::warn!(why, "waiting for the backend"),
+            Err(error) => return Err(Stop::failed(error.to_string())),
+            Ok(ready) => return Ok(ready),
+        }
+        std::thread::sleep(BETWEEN);
+    }
+    Err(Stop::failed("the backend did not come up").hint("start it, or correct `scribe.bridge.url`"))
+}
+
+/// How often, and how long apart, a backend that is down is asked by an engine that is starting: ten minutes in all.
+const PATIENCE: u32 = 120;
+const BETWEEN: std::time::Duration = std::time::Duration::from_secs(5);
+
+fn backend_check(dialect: Dialect, config: &Config) -> Check {
+    // A thread of its own: the engine waits for its answer, and doctor may stand within an async runtime.
+    let settings = config.bridge.clone();
+    let asked = std::thread::spawn(move || BridgeEngine::new(dialect, settings)?.facts()).join();
+    match asked {
+        Ok(Ok(facts)) => {
+            let name = if config.model_name.is_empty() {
+                bridged_name(&facts.model)
+            } else {
+                config.model_name.clone()
+            };
+            Check::ok(
+                "backend",
+                format!(
+                    "serves `{}` with {} tokens, offered as `{name}`",
+                    facts.model, facts.context_tokens
+                ),
+            )
+        }
+        Ok(Err(error)) => Check::fail("backend", error.to_string()).hint("start it, or correct `scribe.bridge.url`"),
+        Err(_) => Check::fail("backend", "asking it ended in a panic"),
+    }
+}
+
 fn header(context: &Context<Scribe>) -> Result<gguf::Header, Stop> {
     let path = context.config.model_path(&context.models_dir);
     gguf::check_file(&path).map_err(|error| {
@@ -188,7 +264,6 @@ fn model_name(context: &Context<Scribe>) -> String {
 
 #[cfg(feature = "llama")]
 fn load(mut settings: LlamaSettings, device: &str) -> Result<Arc<dyn TextEngine>, Stop> {
-    use textgen::TextError;
     use textgen::llama::LlamaEngine;
 
     if device == "cpu" {

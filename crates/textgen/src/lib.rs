@@ -5,6 +5,7 @@
 //! [`sampler`] holds every sampler as a tested function over logits, [`gguf`] looks at a model file before
 //! llama.cpp does.
 
+pub mod bridge;
 mod engine;
 pub mod format;
 pub mod gguf;

@@ -109,7 +109,11 @@ fn backend() -> text_worker::ScribeBackend {
         state_dir: std::path::PathBuf::new(),
         models_dir: models_dir(),
     };
-    text_worker::ScribeBackend::new(common, Config::default(), "koboldcpp/SmolLM2-135M-Instruct".into())
+    text_worker::ScribeBackend::new(
+        common,
+        Config::default(),
+        text_worker::Served::File("koboldcpp/SmolLM2-135M-Instruct".into()),
+    )
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What this crate promises: samplers by reference values, model files by a hostile corpus, engines by real models.
 #![expect(clippy::unwrap_used, reason = "a test says what went wrong by failing where it did")]
 
+mod bridge;
 mod gguf;
 #[cfg(feature = "llama")]
 mod peer;

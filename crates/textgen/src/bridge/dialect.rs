@@ -1,0 +1,162 @@
+//! What the two kinds of backends want to be told and what they say. Only keys named here ever reach a backend.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::format;
+use crate::request::{Finish, TextRequest};
+use crate::sampler::Step;
+
+/// A backend's language.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dialect {
+    /// KoboldCpp and what speaks its API.
+    Kobold,
+    /// `/v1/completions`.
+    OpenAi,
+}
+
+/// What a backend says of itself.
+#[derive(Debug, PartialEq)]
+pub(super) struct About {
+    pub(super) model: String,
+    pub(super) context_tokens: Option<u32>,
+    pub(super) max_length: Option<u32>,
+}
+
+/// A part of an answer.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Piece {
+    pub(super) text: String,
+    pub(super) finish: Option<Finish>,
+}
+
+impl Dialect {
+    pub(super) fn generate_path(self) -> &'static str {
+        match self {
+            Self::Kobold => "api/extra/generate/stream",
+            Self::OpenAi => "v1/completions",
+        }
+    }
+
+    /// Routes to ask before [`Dialect::about`].
+    pub(super) fn questions(self) -> &'static [&'static str] {
+        match self {
+            Self::Kobold => &[
+                "api/v1/model",
+                "api/extra/true_max_context_length",
+                "api/v1/config/max_context_length",
+                "api/v1/config/max_length",
+            ],
+            Self::OpenAi => &["v1/models", "v1/model", "props"],
+        }
+    }
+
+    /// What the answers to [`Dialect::questions`] say; `None` where no model is named.
+    pub(super) fn about(self, answers: &[Option<Value>]) -> Option<About> {
+        let at = |index: usize, pointer: &str| answers.get(index)?.as_ref()?.pointer(pointer);
+        let number = |value: Option<&Value>| value?.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
+        let model = match self {
+            Self::Kobold => at(0, "/result"),
+            Self::OpenAi => at(0, "/data/0/id"),
+        };
+        let model = model?.as_str()?.trim().chars().take(255).collect::<String>();
+        let (context_tokens, max_length) = match self {
+            Self::Kobold => (
+                number(at(1, "/value")).or_else(|| number(at(2, "/value"))),
+                number(at(3, "/value")),
+            ),
+            Self::OpenAi => {
+                // vLLM and Aphrodite; TabbyAPI; llama-server (per slot).
+                let told = number(at(0, "/data/0/max_model_len"))
+                    .or_else(|| number(at(1, "/parameters/max_seq_len")))
+                    .or_else(|| number(at(2, "/default_generation_settings/n_ctx")));
+                (told, None)
+            }
+        };
+        (!model.is_empty() && model != "inactive").then_some(About {
+            model,
+            context_tokens,
+            max_length,
+        })
+    }
+
+    /// The body of a request, every key of it from this list.
+    pub(super) fn body(self, request: &TextRequest, model: &str, seed: u64, tag: &str) -> Value {
+        let s = &request.sampling;
+        let prompt = format::input(&request.prompt, request.formatting);
+        // Backends keep seeds in 31 or 32 bits.
+        let seed = seed & 0x7fff_ffff;
+        match self {
+            Self::Kobold => json!({
+                "prompt": prompt, "max_length": request.max_length, "max_context_length": request.max_context_length,
+                "temperature": s.temperature, "dynatemp_range": s.dynatemp_range,
+                "dynatemp_exponent": s.dynatemp_exponent, "smoothing_factor": s.smoothing_factor, "top_k": s.top_k,
+                "top_a": s.top_a, "top_p": s.top_p, "min_p": s.min_p, "tfs": s.tfs, "typical": s.typical,
+                "rep_pen": s.rep_pen, "rep_pen_range": s.rep_pen_range, "rep_pen_slope": s.rep_pen_slope,
+                "presence_penalty": s.presence_penalty, "sampler_order": s.order.iter().map(step).collect::<Vec<_>>(),
+                "xtc_threshold": s.xtc.threshold, "xtc_probability": s.xtc.probability,
+                "dry_multiplier": s.dry.multiplier, "dry_base": s.dry.base, "dry_allowed_length": s.dry.allowed_length,
+                "dry_penalty_last_n": s.dry.range, "dry_sequence_breakers": s.dry.breakers,
+                "stop_sequence": request.stop, "use_default_badwordsids": request.ban_eos, "sampler_seed": seed,
+                "genkey": tag, "quiet": true, "trim_stop": false,
+            }),
+            // Without `stop`: these backends would cut the stop text off, and which one it was would not be known.
+            Self::OpenAi => json!({
+                "model": model, "prompt": prompt, "max_tokens": request.max_length, "stream": true, "n": 1,
+                "temperature": s.temperature, "top_p": s.top_p.max(0.001),
+                "top_k": if s.top_k == 0 { -1 } else { i64::from(s.top_k) }, "min_p": s.min_p, "top_a": s.top_a,
+                "tfs": s.tfs, "typical_p": s.typical, "repetition_penalty": s.rep_pen,
+                "presence_penalty": s.presence_penalty, "smoothing_factor": s.smoothing_factor,
+                "ignore_eos": request.ban_eos, "seed": seed,
+                "truncate_prompt_tokens": request.max_context_length.saturating_sub(request.max_length).max(1),
+            }),
+        }
+    }
+
+    /// Where and how a running request is ended, where the dialect has a word for it.
+    pub(super) fn abort(self, tag: &str) -> Option<(&'static str, Value)> {
+        match self {
+            Self::Kobold => Some(("api/extra/abort", json!({ "genkey": tag }))),
+            Self::OpenAi => None,
+        }
+    }
+
+    /// What one event of the stream says; `None` for what is no part of the answer.
+    pub(super) fn piece(self, event: &str) -> Option<Piece> {
+        if event == "[DONE]" {
+            return None;
+        }
+        let value: Value = serde_json::from_str(event).ok()?;
+        let (text, finish) = match self {
+            Self::Kobold => (value.get("token"), value.get("finish_reason")),
+            Self::OpenAi => (
+                value.pointer("/choices/0/text"),
+                value.pointer("/choices/0/finish_reason"),
+            ),
+        };
+        let finish = match finish.and_then(Value::as_str) {
+            Some("length") => Some(Finish::Length),
+            Some("stop" | "eos" | "eos_token") => Some(Finish::Eos),
+            _ => None,
+        };
+        Some(Piece {
+            text: text.and_then(Value::as_str).unwrap_or_default().to_owned(),
+            finish,
+        })
+    }
+}
+
+/// The number of a step in `sampler_order`.
+fn step(step: &Step) -> u8 {
+    match step {
+        Step::TopK => 0,
+        Step::TopA => 1,
+        Step::TopP => 2,
+        Step::Tfs => 3,
+        Step::Typical => 4,
+        Step::Temperature => 5,
+        Step::RepPen => 6,
+    }
+}

@@ -1,0 +1,314 @@
+//! Engines that another program runs: KoboldCpp's API, or the OpenAI completions API (Aphrodite, TabbyAPI, vLLM,
+//! llama-server). Text comes as a stream, so that a stop text or a cancel ends the work early.
+
+mod dialect;
+mod lines;
+
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::runtime::Runtime;
+use url::Url;
+
+pub use self::dialect::Dialect;
+use self::dialect::Piece;
+use self::lines::Events;
+use crate::engine::{EngineFacts, TextEngine, TextError, Watch};
+use crate::request::{Finish, TextAnswer, TextRequest, Timings};
+use crate::writer::Writer;
+
+/// Where the other program is and how it is used.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BridgeSettings {
+    /// Its address, such as `http://127.0.0.1:5001`.
+    pub url: String,
+    /// A file with the key it wants, sent as a bearer token; empty for none.
+    pub api_key_file: PathBuf,
+    /// Requests at once, 1..=64.
+    pub parallel: usize,
+    /// Tokens of context, where the program does not say; 0 believes it or takes 2048.
+    pub context_tokens: u32,
+    /// A stream silent for so long is given up, 5..=600.
+    pub stall_seconds: u64,
+}
+
+impl Default for BridgeSettings {
+    fn default() -> Self {
+        Self {
+            url: "http://127.0.0.1:5001".to_owned(),
+            api_key_file: PathBuf::new(),
+            parallel: 1,
+            context_tokens: 0,
+            stall_seconds: 60,
+        }
+    }
+}
+
+/// A text engine behind HTTP.
+pub struct BridgeEngine {
+    dialect: Dialect,
+    settings: BridgeSettings,
+    base: Url,
+    key: Option<String>,
+    client: reqwest::Client,
+    /// `None` only while being dropped.
+    runtime: Option<Runtime>,
+    known: Mutex<Option<(Instant, EngineFacts)>>,
+}
+
+/// How long what the backend said of itself is believed.
+const BELIEVED: Duration = Duration::from_secs(10);
+/// For questions that need no computing.
+const QUICK: Duration = Duration::from_secs(5);
+/// How often a running request looks at its watch.
+const LOOK: Duration = Duration::from_millis(100);
+/// Answers of a backend beyond this are no answers.
+const MOST_BYTES: usize = 4 << 20;
+
+impl BridgeEngine {
+    /// Prepares the line; asks nothing yet.
+    ///
+    /// # Errors
+    /// Where the address or the key cannot be used.
+    pub fn new(dialect: Dialect, settings: BridgeSettings) -> Result<Self, TextError> {
+        let unusable = |why: String| TextError::Unavailable(why);
+        let base = Url::parse(&format!("{}/", settings.url.trim_end_matches('/')))
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .ok_or_else(|| unusable(format!("`{}` is no http address", settings.url)))?;
+        let key = if settings.api_key_file.as_os_str().is_empty() {
+            None
+        } else {
+            let text = std::fs::read_to_string(&settings.api_key_file);
+            let path = settings.api_key_file.display();
+            Some(
+                text.map_err(|error| unusable(format!("`{path}`: {error}")))?
+                    .trim()
+                    .to_owned(),
+            )
+        };
+        // Somebody else in this process may have chosen one; any will do.
+        rustls::crypto::ring::default_provider().install_default().ok();
+        let client = reqwest::Client::builder()
+            .redirect(reqwest::redirect::Policy::none())
+            .no_proxy()
+            .connect_timeout(QUICK)
+            .build()
+            .map_err(|_| unusable("no HTTP client can be made".into()))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .thread_name("bridge")
+            .build()
+            .map_err(|error| unusable(error.to_string()))?;
+        Ok(Self {
+            dialect,
+            settings,
+            base,
+            key,
+            client,
+            runtime: Some(runtime),
+            known: Mutex::new(None),
+        })
+    }
+
+    fn runtime(&self) -> &Runtime {
+        self.runtime
+            .as_ref()
+            .expect("the runtime is there until the engine is dropped")
+    }
+
+    fn send(&self, path: &str, body: Option<&Value>) -> Result<reqwest::RequestBuilder, TextError> {
+        let url = self
+            .base
+            .join(path)
+            .map_err(|error| TextError::Unavailable(error.to_string()))?;
+        let request = match body {
+            Some(body) => self.client.post(url).header("content-type", "application/json").body(body.to_string()),
+            None => self.client.get(url),
+        };
+        Ok(match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        })
+    }
+
+    /// A small JSON answer; `None` where the backend has no such route.
+    async fn ask(&self, path: &str) -> Result<Option<Value>, TextError> {
+        let down = |error: reqwest::Error| TextError::Unavailable(self.told(&error));
+        let response = self.send(path, None)?.timeout(QUICK).send().await.map_err(down)?;
+        if !response.status().is_success() {
+            return Ok(None);
+        }
+        let bytes = response.bytes().await.map_err(down)?;
+        Ok(serde_json::from_slice(&bytes[..bytes.len().min(MOST_BYTES)]).ok())
+    }
+
+    /// An error without any address but the one the owner set.
+    fn told(&self, error: &reqwest::Error) -> String {
+        let what = if error.is_connect() {
+            "cannot be reached"
+        } else if error.is_timeout() {
+            "does not answer in time"
+        } else {
+            "broke the connection"
+        };
+        format!("the backend at {} {what}", self.settings.url)
+    }
+
+    async fn stream(&self, request: &TextRequest, watch: &dyn Watch) -> Result<TextAnswer, TextError> {
+        let start = Instant::now();
+        let stall = Duration::from_secs(self.settings.stall_seconds.clamp(5, 600));
+        let model = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let model = model.map(|(_, facts)| facts.model).unwrap_or_default();
+        let seed = request.seed.unwrap_or_else(|| u64::from(rand::random::<u32>() >> 1));
+        let tag = format!("scribe{:016x}", rand::random::<u64>());
+        let body = self.dialect.body(request, &model, seed, &tag);
+        let builder = self.send(self.dialect.generate_path(), Some(&body))?;
+        let mut sending = Box::pin(builder.send());
+        let mut response = loop {
+            match tokio::time::timeout(LOOK, &mut sending).await {
+                Ok(sent) => break sent.map_err(|error| TextError::Unavailable(self.told(&error)))?,
+                Err(_) if watch.is_cancelled() => return Err(self.give_up(&tag, TextError::Cancelled).await),
+                Err(_) if start.elapsed() > stall => return Err(self.give_up(&tag, self.stalled(stall)).await),
+                Err(_) => {}
+            }
+        };
+        match response.status().as_u16() {
+            200 => {}
+            400 | 422 => return Err(TextError::Unfit("the backend does not accept it".into())),
+            status => return Err(TextError::Failed(format!("the backend answered {status}"))),
+        }
+        let mut writer = Writer::new(request);
+        let mut events = Events::default();
+        let (mut written, mut heard, mut first) = (0u32, Instant::now(), None);
+        let finish = 'answer: loop {
+            let chunk = match tokio::time::timeout(LOOK, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => chunk,
+                Ok(Ok(None)) => break 'answer None,
+                Ok(Err(error)) => return Err(TextError::Unavailable(self.told(&error))),
+                Err(_) if watch.is_cancelled() => return Err(self.give_up(&tag, TextError::Cancelled).await),
+                Err(_) if heard.elapsed() > stall => return Err(self.give_up(&tag, self.stalled(stall)).await),
+                Err(_) => continue,
+            };
+            heard = Instant::now();
+            if events.push(&chunk) > MOST_BYTES {
+                return Err(self
+                    .give_up(&tag, TextError::Failed("the backend's answer has no end".into()))
+                    .await);
+            }
+            while let Some(event) = events.next() {
+                let Some(Piece { text, finish }) = self.dialect.piece(&event) else {
+                    continue;
+                };
+                if !text.is_empty() {
+                    written += 1;
+                    first.get_or_insert_with(Instant::now);
+                    watch.progress(written.min(request.max_length), request.max_length);
+                    if writer.push(text.as_bytes()) {
+                        self.abort(&tag).await;
+                        break 'answer Some(Finish::Stop);
+                    }
+                }
+                if finish.is_some() {
+                    break 'answer finish;
+                }
+            }
+            if watch.is_cancelled() {
+                return Err(self.give_up(&tag, TextError::Cancelled).await);
+            }
+        };
+        let by_count = if written >= request.max_length {
+            Finish::Length
+        } else {
+            Finish::Eos
+        };
+        let first = first.unwrap_or_else(Instant::now);
+        if finish.is_none() && written == 0 {
+            return Err(TextError::Failed("the backend ended its answer before it began".into()));
+        }
+        Ok(TextAnswer {
+            text: writer.finish(),
+            tokens: written,
+            finish: finish.unwrap_or(by_count),
+            prompt_tokens: u32::try_from(request.prompt.len() / 4).unwrap_or(u32::MAX),
+            seed,
+            timings: Timings {
+                prefill: first.duration_since(start),
+                decode: first.elapsed(),
+                ..Timings::default()
+            },
+        })
+    }
+
+    fn stalled(&self, stall: Duration) -> TextError {
+        TextError::Unavailable(format!("the backend was silent for {} s", stall.as_secs()))
+    }
+
+    async fn give_up(&self, tag: &str, error: TextError) -> TextError {
+        self.abort(tag).await;
+        error
+    }
+
+    /// Tells the backend to stop; those that have no word for it see the connection end.
+    async fn abort(&self, tag: &str) {
+        let Some((path, body)) = self.dialect.abort(tag) else {
+            return;
+        };
+        if let Ok(request) = self.send(path, Some(&body)) {
+            // It may have ended already; nothing depends on the answer.
+            let _ = request.timeout(QUICK).send().await;
+        }
+    }
+}
+
+impl TextEngine for BridgeEngine {
+    fn facts(&self) -> Result<EngineFacts, TextError> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((when, facts)) = known
+            && when.elapsed() < BELIEVED
+        {
+            return Ok(facts);
+        }
+        let asked = self.runtime().block_on(async {
+            let mut answers = Vec::new();
+            for path in self.dialect.questions() {
+                answers.push(self.ask(path).await?);
+            }
+            Ok::<_, TextError>(answers)
+        })?;
+        let about = self.dialect.about(&asked).ok_or_else(|| {
+            TextError::Unavailable(format!("{} does not say what model it serves", self.settings.url))
+        })?;
+        let facts = EngineFacts {
+            model: about.model,
+            context_tokens: match (self.settings.context_tokens, about.context_tokens) {
+                (0, told) => told.unwrap_or(2_048),
+                (set, told) => set.min(told.unwrap_or(u32::MAX)),
+            },
+            max_length: about.max_length,
+            slots: self.settings.parallel.clamp(1, 64),
+        };
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), facts.clone()));
+        Ok(facts)
+    }
+
+    fn generate(&self, request: TextRequest, watch: &dyn Watch) -> Result<TextAnswer, TextError> {
+        let request = request.clamped();
+        self.facts()?;
+        self.runtime().block_on(self.stream(&request, watch))
+    }
+}
+
+impl Drop for BridgeEngine {
+    fn drop(&mut self) {
+        // Waiting for a runtime is forbidden where another one runs.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
