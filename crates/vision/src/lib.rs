@@ -1,1 +1,18 @@
 //! Upscalers, face restorers, captioner, interrogator, safety and background remover: a picture becomes a picture or words. Knows no Horde and no network.
+//!
+//! Weights come as [`Weights`] (safetensors, any layout that was ever published); each network finds its architecture by
+//! the keys, never by a name. Pictures come and go as [`imaging::Picture`].
+
+pub mod background;
+pub mod blip;
+pub mod clip;
+mod error;
+pub mod face;
+mod layers;
+pub mod nsfw;
+mod transformer;
+pub mod upscale;
+mod weights;
+
+pub use error::{Result, VisionError};
+pub use weights::Weights;

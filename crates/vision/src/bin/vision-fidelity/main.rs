@@ -1,0 +1,53 @@
+//! Runs the networks on numerical fixtures and has the fixtures' own script judge the results.
+
+mod runner;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+const USAGE: &str = "usage: vision-fidelity FIXTURES [--out FOLDER] [--python PROGRAM]
+FIXTURES  folder with manifest.json, models/, cases/, inputs/ and compare.py";
+
+fn main() -> ExitCode {
+    match run(std::env::args().skip(1)) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::from(64)
+        }
+    }
+}
+
+fn run(mut args: impl Iterator<Item = String>) -> Result<bool, String> {
+    let mut root: Option<PathBuf> = None;
+    let mut out = std::env::temp_dir().join("vision-fidelity");
+    let mut python = "python3".to_owned();
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--out" => out = args.next().ok_or(USAGE)?.into(),
+            "--python" => python = args.next().ok_or(USAGE)?,
+            _ if root.is_none() && !arg.starts_with('-') => root = Some(arg.into()),
+            _ => return Err(USAGE.into()),
+        }
+    }
+    let root = root.ok_or(USAGE)?;
+    let mut whole = true;
+    for case in runner::cases(&root)? {
+        match runner::run(&root, &case).and_then(|made| made.write(&out, &case)) {
+            Ok(()) => println!("ran  {}/{}", case.group, case.id),
+            Err(reason) => {
+                whole = false;
+                println!("FAIL {}/{}: {reason}", case.group, case.id);
+            }
+        }
+    }
+    let status = Command::new(&python)
+        .arg(root.join("compare.py"))
+        .arg(&root)
+        .arg(&out)
+        .args(["--groups", &runner::GROUPS.join(","), "-v"])
+        .status()
+        .map_err(|e| format!("cannot start `{python}` (it needs numpy and Pillow; --python names another): {e}"))?;
+    Ok(whole && status.success())
+}

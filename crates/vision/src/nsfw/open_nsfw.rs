@@ -1,0 +1,105 @@
+//! Yahoo's open_nsfw: one probability, from a thin ResNet-50.
+//!
+//! Structure: Mahadeokar and Pesavento 2016 (BSD-2-Clause), as the TensorFlow port names its layers, batch norms folded.
+
+use candle_core::{D, Tensor};
+use imaging::{Filter, Picture};
+
+use crate::error::{Result, VisionError};
+use crate::layers::{Act, Conv, Linear, max_pool_ceil, softmax};
+use crate::weights::Weights;
+
+/// A loaded network.
+pub struct OpenNsfw {
+    stem: Conv,
+    blocks: Vec<Block>,
+    head: Linear,
+    device: candle_core::Device,
+}
+
+struct Block {
+    convs: [Conv; 3],
+    shortcut: Option<Conv>,
+}
+
+/// Mean of blue, green, red that the training pictures had taken off.
+const MEAN_BGR: [f32; 3] = [104.0, 117.0, 123.0];
+
+impl OpenNsfw {
+    /// Reads keys `conv_1`, `conv_stage{0..4}_block{n}_branch2{a,b,c}` or `…_proj_shortcut`, `fc_nsfw`.
+    pub fn load(w: &Weights) -> Result<Self> {
+        if !w.has("conv_1.weight") || !w.has("fc_nsfw.weight") {
+            return Err(w.unknown("nsfw classifier"));
+        }
+        let mut blocks = Vec::new();
+        for stage in 0..4 {
+            for n in 0..64 {
+                let name = format!("conv_stage{stage}_block{n}");
+                if !w.has(&format!("{name}_branch2a.weight")) {
+                    break;
+                }
+                let stride = if n == 0 && stage > 0 { 2 } else { 1 };
+                let conv = |part: &str| Conv::load(w, &format!("{name}_{part}"));
+                let shortcut = format!("{name}_proj_shortcut.weight");
+                blocks.push(Block {
+                    // As in Caffe's ResNet the stride is on the first 1×1 convolution.
+                    convs: [conv("branch2a")?.stride(stride), conv("branch2b")?, conv("branch2c")?],
+                    shortcut: if w.has(&shortcut) {
+                        Some(conv("proj_shortcut")?.stride(stride))
+                    } else {
+                        None
+                    },
+                });
+            }
+        }
+        Ok(Self {
+            stem: Conv::load(w, "conv_1")?.stride(2),
+            blocks,
+            head: Linear::load(w, "fc_nsfw")?,
+            device: w.device().clone(),
+        })
+    }
+
+    /// Probability in 0..=1 that the picture is not safe for work.
+    pub fn score(&self, picture: &Picture) -> Result<f32> {
+        let side = 224;
+        let square = picture.over([255; 3]).resized(256, 256, Filter::Bilinear);
+        let crop = square
+            .crop(16, 16, side, side)
+            .ok_or_else(|| VisionError::Input("the picture could not be cropped".into()))?;
+        let data: Vec<f32> = (0..3)
+            .flat_map(|c| {
+                crop.data()
+                    .chunks_exact(3)
+                    .map(move |p| f32::from(p[2 - c]) - MEAN_BGR[c])
+            })
+            .collect();
+        self.forward(&Tensor::from_vec(
+            data,
+            (1, 3, side as usize, side as usize),
+            &self.device,
+        )?)
+    }
+
+    /// (1, 3, 224, 224) blue, green, red minus the mean to the probability.
+    pub fn forward(&self, x: &Tensor) -> Result<f32> {
+        let mut x = max_pool_ceil(&self.stem.forward_act(x, Act::Relu)?, 3, 2)?;
+        for block in &self.blocks {
+            let y = block.convs[0].forward_act(&x, Act::Relu)?;
+            let y = block.convs[1].forward_act(&y, Act::Relu)?;
+            let y = block.convs[2].forward(&y)?;
+            let shortcut = match &block.shortcut {
+                Some(conv) => conv.forward(&x)?,
+                None => x,
+            };
+            x = (y + shortcut)?.relu()?;
+        }
+        let pooled = x.mean(D::Minus1)?.mean(D::Minus1)?; // (1, 1024)
+        let scores = softmax(&self.head.forward(&pooled)?)?.flatten_all()?.to_vec1::<f32>()?;
+        scores
+            .get(1)
+            .copied()
+            .filter(|s| s.is_finite())
+            .ok_or_else(|| VisionError::Input("the nsfw network gave no number".into()))
+    }
+}

@@ -1,0 +1,150 @@
+//! Upscalers: one file per architecture, chosen by a checkpoint's keys, and the tiles that let them eat any picture.
+
+mod plksr;
+mod rrdb;
+mod span;
+mod srvgg;
+mod tiles;
+
+use candle_core::Tensor;
+use imaging::{Filter, Picture, Planar, Rounding};
+
+use crate::error::{Result, VisionError};
+use crate::weights::Weights;
+pub use tiles::{TilePlan, Tiling};
+
+/// What a super-resolution network does to (1, 3, h, w) RGB in 0..=1.
+pub(crate) trait Network: Send + Sync {
+    /// How many times larger the result is, at least 1.
+    fn scale(&self) -> usize;
+
+    /// Sides must be a multiple of this.
+    fn multiple(&self) -> usize {
+        1
+    }
+
+    /// Estimate of the f32 values held at once per source pixel.
+    fn floats_per_pixel(&self) -> usize;
+
+    /// (1, 3, h, w) to (1, 3, h scale, w scale).
+    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+}
+
+/// A loaded upscaler of whatever architecture.
+pub struct Upscaler {
+    network: Box<dyn Network>,
+    architecture: &'static str,
+    device: candle_core::Device,
+}
+
+impl Upscaler {
+    /// Finds the architecture by the keys and reads it.
+    pub fn load(weights: &Weights) -> Result<Self> {
+        let w = &weights.unwrapped(&["params_ema", "params", "state_dict", "model_state_dict"]);
+        let (network, architecture): (Box<dyn Network>, _) = if rrdb::fits(w) {
+            (Box::new(rrdb::Rrdb::load(w)?), "RRDBNet")
+        } else if plksr::fits(w) {
+            (Box::new(plksr::RealPlksr::load(w)?), "RealPLKSR")
+        } else if span::fits(w) {
+            (Box::new(span::Span::load(w)?), "SPAN")
+        } else if srvgg::fits(w) {
+            (Box::new(srvgg::Srvgg::load(w)?), "SRVGGNetCompact")
+        } else {
+            return Err(w.unknown("upscaler"));
+        };
+        Ok(Self {
+            network,
+            architecture,
+            device: w.device().clone(),
+        })
+    }
+
+    /// Name of the architecture, for logs.
+    pub fn architecture(&self) -> &'static str {
+        self.architecture
+    }
+
+    /// How many times larger the result is.
+    pub fn scale(&self) -> usize {
+        self.network.scale()
+    }
+
+    /// How a picture of this size would be cut and what that would hold at once, decided before anything is allocated.
+    pub fn plan(&self, width: u32, height: u32, tiling: Tiling) -> TilePlan {
+        TilePlan::new(width, height, tiling, &*self.network)
+    }
+
+    /// Enlarges a picture tile by tile. Alpha is resampled by itself. `progress(done, total)` is asked after each tile
+    /// whether to go on.
+    pub fn upscale(
+        &self,
+        picture: &Picture,
+        tiling: Tiling,
+        progress: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Picture> {
+        let plan = self.plan(picture.width(), picture.height(), tiling);
+        let enlarged = tiles::run(&plan, &picture.to_planar(), &mut |tile| self.forward(tile), progress)?;
+        Ok(match picture.alpha() {
+            Some(alpha) => enlarged.with_alpha(&alpha.resized(enlarged.width(), enlarged.height(), Filter::Bicubic)),
+            None => enlarged,
+        })
+    }
+
+    /// The same without rounding: planes in, planes out, unclamped. The whole result is held as floats.
+    pub fn upscale_planar(
+        &self,
+        source: &Planar,
+        tiling: Tiling,
+        progress: &mut dyn FnMut(usize, usize) -> bool,
+    ) -> Result<Planar> {
+        let plan = self.plan(source.width(), source.height(), tiling);
+        let mut bands: Vec<Planar> = Vec::new();
+        tiles::run_bands(&plan, source, &mut |tile| self.forward(tile), progress, &mut |band| {
+            bands.push(band.clone());
+            Ok(())
+        })?;
+        let (width, height) = (
+            source.width() * self.scale() as u32,
+            source.height() * self.scale() as u32,
+        );
+        let data = (0..3)
+            .flat_map(|c| bands.iter().filter_map(move |b| b.plane(c)))
+            .flatten()
+            .copied()
+            .collect();
+        Ok(Planar::new(3, width, height, data)?)
+    }
+
+    /// The network on one piece, unclamped. Pieces that are no multiple of what the network needs are padded by
+    /// mirroring and the result is cut.
+    pub fn forward(&self, piece: &Planar) -> Result<Planar> {
+        let (width, height) = (piece.width() as usize, piece.height() as usize);
+        let multiple = self.network.multiple();
+        let x = Tensor::from_slice(piece.data(), (1, piece.channels(), height, width), &self.device)?;
+        let x = mirror_to_multiple(&mirror_to_multiple(&x, 2, multiple)?, 3, multiple)?;
+        let y = self.network.forward(&x)?;
+        let scale = self.scale();
+        let y = y.narrow(2, 0, height * scale)?.narrow(3, 0, width * scale)?;
+        let data = y.flatten_all()?.to_vec1::<f32>()?;
+        if data.iter().any(|v| !v.is_finite()) {
+            return Err(VisionError::Input("the network gave values that are no numbers".into()));
+        }
+        Ok(Planar::new(3, (width * scale) as u32, (height * scale) as u32, data)?)
+    }
+}
+
+/// Pads the end of an axis to a multiple by mirroring without repeating the edge.
+fn mirror_to_multiple(x: &Tensor, axis: usize, multiple: usize) -> Result<Tensor> {
+    let len = x.dim(axis)?;
+    let padded = len.next_multiple_of(multiple);
+    if padded == len {
+        return Ok(x.clone());
+    }
+    let index: Vec<u32> = (0..padded)
+        .map(|i| if i < len { i } else { (2 * (len - 1)).saturating_sub(i).min(len - 1) } as u32)
+        .collect();
+    Ok(x.index_select(&Tensor::new(index, x.device())?, axis)?)
+}
+
+/// As the reference saves enlarged pictures: cut to 0..=1, then truncated to bytes.
+pub(crate) const ROUNDING: Rounding = Rounding::Truncate;

@@ -1,0 +1,66 @@
+//! SRVGGNetCompact, the small network of `realesr-animevideov3` and `realesr-general-x4v3`.
+//!
+//! Structure: Wang et al. 2021, Real-ESRGAN's compact variant: plain convolutions with PReLU, then pixel-shuffle over
+//! the nearest-neighbour enlargement of the input.
+
+use candle_core::Tensor;
+
+use super::Network;
+use crate::error::Result;
+use crate::layers::{Conv, pixel_shuffle, upsample_nearest};
+use crate::weights::Weights;
+
+pub(crate) struct Srvgg {
+    hidden: Vec<(Conv, Slopes)>,
+    last: Conv,
+    scale: usize,
+}
+
+/// Slope below zero, one per channel or one for all.
+struct Slopes(Tensor);
+
+/// Recognises the keys.
+pub(crate) fn fits(w: &Weights) -> bool {
+    w.has("body.0.weight") && w.has("body.1.weight") && !w.has("body.1.bias")
+}
+
+impl Srvgg {
+    pub(crate) fn load(w: &Weights) -> Result<Self> {
+        let n_layers = w.count("body");
+        let last_name = format!("body.{}", n_layers.saturating_sub(1));
+        let hidden = (0..n_layers / 2)
+            .map(|n| {
+                let slopes = w.get(&format!("body.{}.weight", 2 * n + 1))?.reshape((1, (), 1, 1))?;
+                Ok((Conv::load(w, &format!("body.{}", 2 * n))?, Slopes(slopes)))
+            })
+            .collect::<Result<_>>()?;
+        let last = Conv::load(w, &last_name)?;
+        let scale = ((last.out_channels() / 3) as f64).sqrt() as usize;
+        if scale == 0 || last.out_channels() != 3 * scale * scale {
+            let key = format!("{last_name}.weight");
+            return Err(w.misshapen(&key, w.shape(&key)?, "three colours times a square scale are needed"));
+        }
+        Ok(Self { hidden, last, scale })
+    }
+}
+
+impl Network for Srvgg {
+    fn scale(&self) -> usize {
+        self.scale
+    }
+
+    fn floats_per_pixel(&self) -> usize {
+        let features = self.hidden.first().map_or(3, |(conv, _)| conv.out_channels());
+        4 * features + 4 * 3 * self.scale * self.scale
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let mut y = x.clone();
+        for (conv, Slopes(slopes)) in &self.hidden {
+            let z = conv.forward(&y)?;
+            y = (z.relu()? - z.neg()?.relu()?.broadcast_mul(slopes)?)?;
+        }
+        let y = pixel_shuffle(&self.last.forward(&y)?, self.scale)?;
+        Ok((y + upsample_nearest(x, self.scale)?)?)
+    }
+}
