@@ -1,6 +1,7 @@
 //! Layers as checkpoints name them, each read from [`Weights`] and run through the kernels of `tensor-ops`.
 
 use candle_core::{D, Tensor};
+use tensor_ops::Activation;
 
 use crate::error::Result;
 use crate::weights::Weights;
@@ -23,19 +24,24 @@ pub(crate) enum Act {
 
 impl Act {
     pub(crate) fn run(self, x: &Tensor) -> Result<Tensor> {
-        Ok(match self {
-            Self::None => x.clone(),
-            Self::Relu => x.relu()?,
-            Self::Leaky(slope) => x.maximum(&(x * slope)?)?,
-            Self::Silu => x.silu()?,
-            Self::Gelu => x.gelu_erf()?,
-            Self::QuickGelu => (x * sigmoid(&(x * 1.702)?)?)?,
-            Self::Mish => {
-                // ln(1 + e^x) written so that a large x does not overflow.
-                let softplus = (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
-                (x * softplus.tanh()?)?
-            }
-        })
+        let Self::Mish = self else {
+            return Ok(self.fused().apply(x)?);
+        };
+        // ln(1 + e^x) written so that a large x does not overflow.
+        let softplus = (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
+        Ok((x * softplus.tanh()?)?)
+    }
+
+    /// What the kernels apply by themselves; nothing for those they do not know.
+    fn fused(self) -> Activation {
+        match self {
+            Self::None | Self::Mish => Activation::None,
+            Self::Relu => Activation::Relu,
+            Self::Leaky(slope) => Activation::LeakyRelu(slope),
+            Self::Silu => Activation::Silu,
+            Self::Gelu => Activation::GeluErf,
+            Self::QuickGelu => Activation::QuickGelu,
+        }
     }
 }
 
@@ -43,10 +49,7 @@ impl Act {
 pub(crate) struct Conv {
     weight: Tensor,
     bias: Option<Tensor>,
-    stride: usize,
-    padding: usize,
-    dilation: usize,
-    groups: usize,
+    shape: tensor_ops::Conv,
 }
 
 impl Conv {
@@ -60,10 +63,7 @@ impl Conv {
         Ok(Self {
             weight,
             bias,
-            stride: 1,
-            padding: kernel / 2,
-            dilation: 1,
-            groups: 1,
+            shape: tensor_ops::Conv::padded(kernel / 2),
         })
     }
 
@@ -85,24 +85,24 @@ impl Conv {
     }
 
     pub(crate) fn stride(mut self, stride: usize) -> Self {
-        self.stride = stride;
+        self.shape.stride = stride;
         self
     }
 
     pub(crate) fn padding(mut self, padding: usize) -> Self {
-        self.padding = padding;
+        self.shape.padding = padding;
         self
     }
 
     /// Dilated, padded to keep the size.
     pub(crate) fn dilation(mut self, dilation: usize) -> Self {
-        self.dilation = dilation;
-        self.padding *= dilation;
+        self.shape.dilation = dilation;
+        self.shape.padding *= dilation;
         self
     }
 
     pub(crate) fn groups(mut self, groups: usize) -> Self {
-        self.groups = groups;
+        self.shape.groups = groups;
         self
     }
 
@@ -111,7 +111,7 @@ impl Conv {
     }
 
     pub(crate) fn in_channels(&self) -> usize {
-        self.weight.dims()[1] * self.groups
+        self.weight.dims()[1] * self.shape.groups
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -119,12 +119,8 @@ impl Conv {
     }
 
     pub(crate) fn forward_act(&self, x: &Tensor, act: Act) -> Result<Tensor> {
-        let y = x.conv2d(&self.weight, self.padding, self.stride, self.dilation, self.groups)?;
-        let y = match &self.bias {
-            Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?)?,
-            None => y,
-        };
-        act.run(&y)
+        let y = tensor_ops::conv2d_act(x, &self.weight, self.bias.as_ref(), &self.shape, act.fused())?;
+        if act == Act::Mish { act.run(&y) } else { Ok(y) }
     }
 }
 
@@ -147,22 +143,12 @@ impl Linear {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (out, inner) = self.weight.dims2()?;
-        let mut shape = x.dims().to_vec();
-        let rows = x.elem_count() / inner;
-        let y = x.reshape((rows, inner))?.matmul(&self.weight.t()?)?;
-        let y = match &self.bias {
-            Some(bias) => y.broadcast_add(bias)?,
-            None => y,
-        };
-        if let Some(last) = shape.last_mut() {
-            *last = out;
-        }
-        Ok(y.reshape(shape)?)
+        self.forward_act(x, Act::None)
     }
 
     pub(crate) fn forward_act(&self, x: &Tensor, act: Act) -> Result<Tensor> {
-        act.run(&self.forward(x)?)
+        let y = tensor_ops::linear_act(x, &self.weight, self.bias.as_ref(), act.fused())?;
+        if act == Act::Mish { act.run(&y) } else { Ok(y) }
     }
 }
 
@@ -183,10 +169,7 @@ impl LayerNorm {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normed = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?;
-        Ok(normed.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)?)
+        Ok(tensor_ops::layer_norm(x, &self.weight, &self.bias, self.eps)?)
     }
 }
 
@@ -214,23 +197,12 @@ impl GroupNorm {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward_act(x, Act::None)
-    }
-
-    pub(crate) fn forward_act(&self, x: &Tensor, act: Act) -> Result<Tensor> {
-        let (b, c, h, w) = x.dims4()?;
-        let grouped = x.reshape((b, self.groups, c / self.groups * h * w))?;
-        let centred = grouped.broadcast_sub(&grouped.mean_keepdim(D::Minus1)?)?;
-        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-        let normed = centred
-            .broadcast_div(&(variance + self.eps)?.sqrt()?)?
-            .reshape((b, c, h, w))?;
-        let shape = (1, c, 1, 1);
-        act.run(
-            &normed
-                .broadcast_mul(&self.weight.reshape(shape)?)?
-                .broadcast_add(&self.bias.reshape(shape)?)?,
-        )
+        let norm = tensor_ops::GroupNorm {
+            groups: self.groups,
+            eps: self.eps,
+            silu: false,
+        };
+        Ok(tensor_ops::group_norm(x, &self.weight, &self.bias, &norm)?)
     }
 }
 
@@ -260,42 +232,27 @@ pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
 /// Scaled dot-product attention. `q` is (b, n, c), `k` and `v` are (b, m, c) with `c` split among `heads`;
 /// `mask` is added to the scores and broadcasts to (b, heads, n, m). Gives (b, n, c).
 pub(crate) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Option<&Tensor>) -> Result<Tensor> {
-    let (b, n, c) = q.dims3()?;
-    let split = |x: &Tensor| -> Result<Tensor> {
-        let (b, n, c) = x.dims3()?;
-        Ok(x.reshape((b, n, heads, c / heads))?.transpose(1, 2)?.contiguous()?) // (b, heads, n, c / heads)
+    let how = tensor_ops::Attention {
+        mask,
+        ..tensor_ops::Attention::new(heads)
     };
-    let scale = 1.0 / ((c / heads) as f64).sqrt();
-    let scores = ((split(q)? * scale)?).matmul(&split(k)?.transpose(2, 3)?)?; // (b, heads, n, m)
-    let scores = match mask {
-        Some(mask) => scores.broadcast_add(mask)?,
-        None => scores,
-    };
-    let mixed = softmax(&scores)?.matmul(&split(v)?)?;
-    Ok(mixed.transpose(1, 2)?.reshape((b, n, c))?)
+    Ok(tensor_ops::attention(q, k, v, &how)?)
 }
 
 /// (b, c r², h, w) to (b, c, h r, w r), torch's `pixel_shuffle`.
 pub(crate) fn pixel_shuffle(x: &Tensor, r: usize) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    let out = c / (r * r);
-    Ok(x.reshape(&[b, out, r, r, h, w][..])?
-        .permute([0, 1, 4, 2, 5, 3])?
-        .reshape((b, out, h * r, w * r))?)
+    Ok(tensor_ops::pixel_shuffle(x, r)?)
 }
 
 /// (b, c, h r, w r) to (b, c r², h, w), torch's `pixel_unshuffle`.
 pub(crate) fn pixel_unshuffle(x: &Tensor, r: usize) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    Ok(x.reshape(&[b, c, h / r, r, w / r, r][..])?
-        .permute([0, 1, 3, 5, 2, 4])?
-        .reshape((b, c * r * r, h / r, w / r))?)
+    Ok(tensor_ops::pixel_unshuffle(x, r)?)
 }
 
 /// Nearest-neighbour enlargement by a whole factor.
 pub(crate) fn upsample_nearest(x: &Tensor, factor: usize) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
-    Ok(x.upsample_nearest2d(h * factor, w * factor)?)
+    Ok(tensor_ops::upsample_nearest(x, h * factor, w * factor)?)
 }
 
 /// Bilinear resampling to `height`×`width`, pixel centres aligned (torch's `align_corners=False`).

@@ -14,5 +14,6 @@ mod transformer;
 pub mod upscale;
 mod weights;
 
+pub use candle_core::Device;
 pub use error::{Result, VisionError};
 pub use weights::Weights;
