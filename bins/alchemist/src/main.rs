@@ -1,2 +1,5 @@
 //! Upscales, repairs, cuts out and describes pictures for the AI Horde.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    worker_app::main::<alchemy_worker::Alchemist>()
+}
