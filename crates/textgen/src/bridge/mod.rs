@@ -128,7 +128,11 @@ impl BridgeEngine {
             .join(path)
             .map_err(|error| TextError::Unavailable(error.to_string()))?;
         let request = match body {
-            Some(body) => self.client.post(url).header("content-type", "application/json").body(body.to_string()),
+            Some(body) => self
+                .client
+                .post(url)
+                .header("content-type", "application/json")
+                .body(body.to_string()),
             None => self.client.get(url),
         };
         Ok(match &self.key {

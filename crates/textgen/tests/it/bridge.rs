@@ -207,3 +207,50 @@ fn a_silent_backend_is_left_when_the_job_is_cancelled() {
     ));
     assert!(asked.lock().unwrap().iter().any(|(path, _)| path.ends_with("/abort")));
 }
+
+#[test]
+#[ignore = "needs a Python with the package xllamacpp; name it in HORDE_WORKERS_XLLAMACPP_PYTHON"]
+fn a_real_llama_server_answers_through_the_bridge() {
+    let python = std::env::var_os("HORDE_WORKERS_XLLAMACPP_PYTHON").expect("the variable names a Python");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/openai_backend.py");
+    let mut server = std::process::Command::new(python)
+        .arg(script)
+        .arg(crate::models::smollm2())
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut address = String::new();
+    BufReader::new(server.stdout.as_mut().unwrap())
+        .read_line(&mut address)
+        .unwrap();
+    let engine = engine(Dialect::OpenAi, address.trim().to_owned());
+    assert!(
+        engine.facts().unwrap().model.contains("SmolLM2"),
+        "{:?}",
+        engine.facts()
+    );
+    let question = |stop: &[&str]| TextRequest {
+        sampling: textgen::sampler::Sampling::greedy(),
+        stop: stop.iter().map(|text| (*text).to_owned()).collect(),
+        ..TextRequest::new(
+            "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
+            40,
+            1_000,
+        )
+    };
+    let whole = engine.generate(question(&[]), &NoWatch).unwrap();
+    assert_eq!(
+        (whole.text.as_str(), whole.finish),
+        ("The capital of France is Paris.", Finish::Eos)
+    );
+    let stopped = engine.generate(question(&["of France is Par"]), &NoWatch).unwrap();
+    assert_eq!(
+        (stopped.text.as_str(), stopped.finish),
+        ("The capital of France is Par", Finish::Stop)
+    );
+    // The script ends with its input.
+    drop(server.stdin.take());
+    server.wait().unwrap();
+}

@@ -3,6 +3,7 @@
 
 mod bridge;
 mod gguf;
+mod models;
 #[cfg(feature = "llama")]
 mod peer;
 #[cfg(feature = "llama")]

@@ -1,26 +1,8 @@
 //! A real language model answers real requests. `./x` fetches it; `HORDE_WORKERS_MODELS` says where it lies.
 
-use std::path::PathBuf;
-
 use textgen::llama::{LlamaEngine, LlamaSettings};
 use textgen::sampler::Sampling;
 use textgen::{Finish, Formatting, NoWatch, TextAnswer, TextEngine, TextRequest};
-
-fn model() -> PathBuf {
-    let folder = std::env::var_os("HORDE_WORKERS_MODELS")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| {
-            let home = std::env::var_os("HOME").expect("HOME is set");
-            PathBuf::from(home).join(".cache/horde-workers/models")
-        });
-    let path = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
-    assert!(
-        path.exists(),
-        "`{}` is missing; hint: `./x models` fetches it",
-        path.display()
-    );
-    path
-}
 
 fn engine(slots: u32) -> LlamaEngine {
     let settings = LlamaSettings {
@@ -29,7 +11,7 @@ fn engine(slots: u32) -> LlamaEngine {
         // Several tests run at once, and threads of llama.cpp that wait for each other burn what the others need.
         threads: 1,
         prefill_tokens: 256,
-        ..LlamaSettings::for_model(model())
+        ..LlamaSettings::for_model(crate::models::smollm2())
     };
     LlamaEngine::load(settings, |_| true).unwrap()
 }
