@@ -1,0 +1,158 @@
+//! Tokens written per second and per CPU second: one by one, several at once, with a shared beginning.
+//!
+//! `cargo run -p textgen --example bench-scribe -- MODEL.gguf [--json]`, one llama.cpp thread. Goals: eight at once at least 1.05 times
+//! one by one with unrelated prompts, 1.6 times with a shared beginning.
+
+use std::time::Instant;
+
+use textgen::llama::{LlamaEngine, LlamaSettings};
+use textgen::sampler::Sampling;
+use textgen::{NoWatch, TextEngine, TextError, TextRequest};
+
+const JOBS: usize = 8;
+const TOKENS: u32 = 48;
+const SCENE: &str = "You are a careful narrator in a long running role playing game. Keep the tone dark, keep the answers short, never \
+    speak for the player, and describe what the player can see, hear and smell. The world is a ruined city by the sea. ";
+
+struct Figure {
+    name: &'static str,
+    per_cpu_second: f64,
+    per_second: f64,
+}
+
+fn main() -> Result<(), TextError> {
+    let mut arguments = std::env::args().skip(1);
+    let model = arguments
+        .next()
+        .ok_or_else(|| TextError::Model("name a GGUF file".into()))?;
+    let json = arguments.any(|argument| argument == "--json");
+    let runs: [(&str, usize, bool); 6] = [
+        ("one by one", 1, false),
+        ("two at once", 2, false),
+        ("four at once", 4, false),
+        ("eight at once", 8, false),
+        ("one by one, shared beginning, nothing kept", 0, true),
+        ("eight at once, shared beginning", 8, true),
+    ];
+    let mut figures = Vec::new();
+    for (name, slots, shared) in runs {
+        let figure = run(&model, name, slots, shared)?;
+        println!(
+            "{name:<46} {:>7.1} tokens/CPU s {:>7.1} tokens/s",
+            figure.per_cpu_second, figure.per_second
+        );
+        figures.push(figure);
+    }
+    let rate = |place: usize| figures[place].per_cpu_second;
+    let goals = [
+        ("speedup_of_eight_at_once", rate(3) / rate(0), 1.05),
+        ("speedup_of_eight_with_a_shared_beginning", rate(5) / rate(4), 1.6),
+    ];
+    for (name, value, target) in goals {
+        println!(
+            "{name}: {value:.2} times one by one (goal {target}) {}",
+            if value >= target { "ok" } else { "MISSED" }
+        );
+    }
+    if json {
+        let runs = figures.iter().map(|figure| {
+            (
+                figure.name.replace([' ', ','], "_"),
+                serde_json::json!({"value": figure.per_cpu_second, "unit": "tokens/CPU s", "target": null, "ok": true}),
+            )
+        });
+        let goals = goals.iter().map(|(name, value, target)| {
+            (
+                (*name).to_owned(),
+                serde_json::json!({"value": value, "unit": "x", "target": target, "ok": value >= target}),
+            )
+        });
+        println!("{}", serde_json::Value::Object(runs.chain(goals).collect()));
+    }
+    Ok(())
+}
+
+/// Eight jobs; zero slots mean one slot whose kept beginning is washed out before each job.
+fn run(model: &str, name: &'static str, slots: usize, shared: bool) -> Result<Figure, TextError> {
+    let settings = LlamaSettings {
+        slots: slots.max(1) as u32,
+        context_tokens: 512,
+        threads: 1,
+        prefill_tokens: 512,
+        ..LlamaSettings::for_model(model)
+    };
+    let engine = LlamaEngine::load(settings, |_| true)?;
+    let request = |job: usize| {
+        let scene = if shared {
+            SCENE.to_owned()
+        } else {
+            format!(
+                "Story {}: {}",
+                job * 31,
+                SCENE.replace("city", ["port", "hall"][job % 2])
+            )
+        };
+        let prompt = format!(
+            "{scene}Scene {job}: the player walks into room number {} and looks around. ",
+            job * 7 + 3
+        );
+        TextRequest {
+            ban_eos: true,
+            sampling: Sampling::greedy(),
+            ..TextRequest::new(prompt, TOKENS, 512)
+        }
+    };
+    let (mut cpu, mut wall, mut tokens) = (0.0, 0.0, 0);
+    if slots <= 1 {
+        for job in 0..JOBS {
+            if slots == 0 {
+                engine.generate(TextRequest::new("Something else", 1, 512), &NoWatch)?;
+            }
+            let (start, start_cpu) = (Instant::now(), cpu_seconds());
+            tokens += engine.generate(request(job), &NoWatch)?.tokens;
+            wall += start.elapsed().as_secs_f64();
+            cpu += cpu_seconds() - start_cpu;
+        }
+    } else {
+        let (start, start_cpu) = (Instant::now(), cpu_seconds());
+        let answers: Vec<_> = std::thread::scope(|scope| {
+            let running: Vec<_> = (0..JOBS)
+                .map(|job| {
+                    scope.spawn({
+                        let (engine, request) = (&engine, request(job));
+                        move || engine.generate(request, &NoWatch)
+                    })
+                })
+                .collect();
+            running.into_iter().filter_map(|thread| thread.join().ok()).collect()
+        });
+        for answer in answers {
+            tokens += answer?.tokens;
+        }
+        wall += start.elapsed().as_secs_f64();
+        cpu += cpu_seconds() - start_cpu;
+    }
+    Ok(Figure {
+        name,
+        per_cpu_second: f64::from(tokens) / cpu.max(1e-6),
+        per_second: f64::from(tokens) / wall.max(1e-6),
+    })
+}
+
+/// CPU time of this process so far, from /proc/self/stat (ticks of 10 ms); zero where there is none.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The name in brackets may hold spaces; user and system time are the 12th and 13th field behind it.
+    let fields: Vec<&str> = stat
+        .rsplit_once(')')
+        .map_or("", |(_, rest)| rest)
+        .split_whitespace()
+        .collect();
+    let ticks: f64 = fields
+        .iter()
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<f64>().ok())
+        .sum();
+    ticks / 100.0
+}
