@@ -4,6 +4,7 @@
 #[path = "../../src/bin/vision-fidelity/runner.rs"]
 mod runner;
 
+mod faces;
 mod fidelity;
 mod robustness;
 mod upscalers;

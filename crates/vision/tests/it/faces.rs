@@ -1,0 +1,80 @@
+use candle_core::Device;
+use imaging::Limits;
+use vision::Weights;
+use vision::face::{FaceDetector, FaceRestorer, RestoreSettings, restore_faces};
+
+use crate::fidelity::root;
+
+fn photo() -> imaging::Picture {
+    let bytes = std::fs::read(root().join("cases/faces/face_256x224.png")).unwrap();
+    imaging::decode(&bytes, &Limits::image_job()).unwrap()
+}
+
+fn detector() -> FaceDetector {
+    let path = root().join("models/retinaface_mobilenet0.25.safetensors");
+    FaceDetector::load(&Weights::open(&path, &Device::Cpu).unwrap()).unwrap()
+}
+
+#[test]
+fn the_detector_gives_the_references_numbers_on_a_photograph() {
+    let raw = detector().forward(&photo()).unwrap();
+    let expected =
+        candle_core::safetensors::load(root().join("cases/faces/retinaface.safetensors"), &Device::Cpu).unwrap();
+    for (name, got) in [
+        ("scores", &raw.scores),
+        ("bounds", &raw.bounds),
+        ("landmarks", &raw.landmarks),
+    ] {
+        let wanted = expected[name].flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(wanted.len(), got.len(), "{name}");
+        let most = wanted.iter().zip(got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(most <= 5e-4, "{name} differ by {most}");
+    }
+}
+
+#[test]
+fn one_face_is_found_and_its_features_stand_where_they_should() {
+    let faces = detector().detect(&photo(), 0.9, 1024).unwrap();
+    assert_eq!(faces.len(), 1, "{faces:?}");
+    let [left, top, right, bottom] = faces[0].bounds;
+    let inside = |p: (f32, f32)| p.0 > left && p.0 < right && p.1 > top && p.1 < bottom;
+    assert!(faces[0].landmarks.iter().all(|p| inside(*p)));
+    let [left_eye, right_eye, nose, mouth, _] = faces[0].landmarks;
+    assert!(left_eye.0 < nose.0 && nose.0 < right_eye.0 && left_eye.1 < nose.1 && nose.1 < mouth.1);
+    // Looked at half the size, the face is still in the same place of the whole picture.
+    let smaller = detector().detect(&photo(), 0.9, 128).unwrap();
+    assert!(
+        (smaller[0].bounds[0] - left).abs() < 6.0 && (smaller[0].bounds[3] - bottom).abs() < 6.0,
+        "{smaller:?}"
+    );
+}
+
+#[test]
+fn a_repair_changes_the_face_and_nothing_else() {
+    let path = root().join("models/alchemy/gfpgan_64.safetensors");
+    let restorer = FaceRestorer::load(&Weights::open(&path, &Device::Cpu).unwrap()).unwrap();
+    let before = photo();
+    let run = |strength| {
+        let settings = RestoreSettings {
+            strength,
+            ..RestoreSettings::default()
+        };
+        restore_faces(&before, &detector(), &restorer, &settings, &mut |_, _| true).unwrap()
+    };
+    assert_eq!(run(0.0), before, "no strength, no change");
+    let after = run(1.0);
+    let face = &detector().detect(&before, 0.9, 1024).unwrap()[0];
+    let nose = face.landmarks[2];
+    let at = (nose.0 as u32, nose.1 as u32);
+    assert_ne!(after.rgb_at(at.0, at.1), before.rgb_at(at.0, at.1));
+    for (x, y) in [(0, 0), (255, 0), (0, 223), (255, 223)] {
+        assert_eq!(after.rgb_at(x, y), before.rgb_at(x, y), "corner {x}, {y}");
+    }
+    // A picture without a face comes back as it was.
+    let empty = imaging::Picture::filled(96, 96, [90, 120, 150]);
+    let settings = RestoreSettings::default();
+    assert_eq!(
+        restore_faces(&empty, &detector(), &restorer, &settings, &mut |_, _| true).unwrap(),
+        empty
+    );
+}
