@@ -1,3 +1,4 @@
 //! The promises of whole workers, one file each.
 
 mod arrows;
+mod scribe;
