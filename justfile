@@ -20,6 +20,10 @@ _demo-scribe *args: (models "smollm2-135m-instruct")
 # Everything CI checks
 test: fmt lint (models "smollm2-135m-instruct") build unit doc deny
 
+# Runtime figures with a stub engine beside their targets: `just bench-runtime --json`
+bench-runtime *args:
+    cargo run -q -p worker-runtime --example bench-runtime -- {{ args }}
+
 # Formatting
 fmt:
     cargo fmt --all --check

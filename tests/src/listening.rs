@@ -42,6 +42,18 @@ pub fn listeners(root: u32) -> BTreeSet<Listener> {
     process_tree(root).into_iter().flat_map(listeners_of).collect()
 }
 
+/// Processes of the tree under `root` into which this process may not look: workers are not dumpable, so only root sees
+/// their sockets. For these, [`listeners`] finds nothing whatever they do.
+pub fn hidden(root: u32) -> BTreeSet<u32> {
+    process_tree(root)
+        .into_iter()
+        .filter(|pid| {
+            std::fs::read_dir(format!("/proc/{pid}/fd"))
+                .is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied)
+        })
+        .collect()
+}
+
 fn parent_of(pid: u32) -> Option<u32> {
     // The command name, in parentheses, may hold anything: fields are counted after the last `)`.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;

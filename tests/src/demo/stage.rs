@@ -32,6 +32,8 @@ pub struct Books {
     pub summary: Value,
     /// The worker's last status.
     pub status: Value,
+    /// How far the worker said it was confined.
+    pub sandbox: String,
 }
 
 impl Stage {
@@ -96,9 +98,11 @@ impl Stage {
             .await?;
         let ledger: Value = serde_json::from_slice(&ledger)?;
         let status = std::fs::read(self.state.path().join("status.json")).context("the worker left no status.json")?;
+        let file: Value = serde_json::from_slice(&status)?;
         Ok(Books {
             summary: ledger["summary"].clone(),
-            status: serde_json::from_slice(&status)?,
+            status: file["status"].clone(),
+            sandbox: file["sandbox"].as_str().unwrap_or_default().to_owned(),
         })
     }
 }
