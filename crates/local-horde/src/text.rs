@@ -299,7 +299,9 @@ impl State {
     }
 
     pub(crate) fn spent(&self, request: &Request) -> f64 {
-        self.delivered(request).map(|one| one.reward).sum()
+        self.delivered(request)
+            .map(|one| one.reward)
+            .fold(0.0, |sum, reward| sum + reward)
     }
 
     /// `finished`, `processing`, `waiting`, `restarted`, and whether nothing more will come.

@@ -68,7 +68,8 @@ impl<B: Backend> Worker<B> {
                 ..self.poll.clone()
             },
             totals: board.totals,
-            kudos_per_hour: earned * HOUR_S / uptime_s.clamp(SHORTEST_WINDOW_S, HOUR_S),
+            // A sum over nothing is -0; adding 0 makes it 0.
+            kudos_per_hour: earned * HOUR_S / uptime_s.clamp(SHORTEST_WINDOW_S, HOUR_S) + 0.0,
             busy_fraction: if up > 0.0 { busy / up } else { 0.0 },
             rest,
             events: board.events.clone(),

@@ -101,7 +101,7 @@ fn chat(text: &str) -> String {
 /// The demo's requests.
 pub fn asks() -> Vec<Ask> {
     let greedy = json!({"max_length": 48, "max_context_length": 1024, "temperature": 0.0, "top_k": 1});
-    let lively = json!({"max_length": 120, "max_context_length": 2048, "temperature": 0.8, "top_p": 0.92, "top_k": 60, "rep_pen": 1.1, "rep_pen_range": 320, "sampler_order": [6, 0, 1, 3, 4, 2, 5]});
+    let lively = json!({"max_length": 80, "max_context_length": 1024, "temperature": 0.8, "top_p": 0.92, "top_k": 60, "rep_pen": 1.1, "rep_pen_range": 320, "sampler_order": [6, 0, 1, 3, 4, 2, 5]});
     let with = |base: &Value, extra: Value| {
         let mut merged = base.clone();
         if let (Some(merged), Value::Object(extra)) = (merged.as_object_mut(), extra) {
@@ -143,7 +143,7 @@ pub fn asks() -> Vec<Ask> {
         Ask {
             title: "a prompt of 6,000 characters",
             prompt: long_prompt(6_000),
-            params: with(&greedy, json!({"max_context_length": 4096})),
+            params: with(&greedy, json!({"max_context_length": 2048})),
         },
         Ask {
             title: "a prompt longer than its context, cut from the left",
