@@ -24,6 +24,10 @@ test: fmt lint (models "smollm2-135m-instruct") build unit doc deny
 bench-runtime *args:
     cargo run -q -p worker-runtime --example bench-runtime -- {{ args }}
 
+# Scribe's batching in tokens per CPU second: `just bench-scribe --json`
+bench-scribe *args: (models "smollm2-135m-instruct")
+    cargo run -q -p textgen --example bench-scribe -- "$HORDE_WORKERS_MODELS/SmolLM2-135M-Instruct.Q4_1.gguf" {{ args }}
+
 # Formatting
 fmt:
     cargo fmt --all --check

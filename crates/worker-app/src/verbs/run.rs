@@ -229,10 +229,23 @@ fn child_command<P: Program>(context: &Context<P>, device: &str) -> Result<Child
         program: std::env::current_exe()
             .map_err(|error| Stop::failed(format!("the program cannot find itself: {error}")))?,
         args: ["engine", "--on", device].map(str::to_owned).to_vec(),
-        env: Vec::new(),
+        env: waiting_without_spinning(),
         config: P::engine_config(context, device)?,
         load_timeout: LOAD_TIMEOUT,
     })
+}
+
+/// Threads of an engine that wait for each other sleep instead of spinning: on a machine somebody else is using, spinning
+/// made llama.cpp twelve times slower and the owner's programs with it. What the owner set stays.
+fn waiting_without_spinning() -> Vec<(String, String)> {
+    let set_by_owner = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some());
+    if set_by_owner {
+        Vec::new()
+    } else {
+        vec![("OMP_WAIT_POLICY".to_owned(), "passive".to_owned())]
+    }
 }
 
 fn settings<P: Program>(common: &Common) -> Settings {
