@@ -29,7 +29,7 @@ pub enum Task {
 }
 
 /// Every form this worker has a network for.
-pub const KNOWN: [Form; 16] = [
+pub const KNOWN: [Form; 17] = [
     Form::Caption,
     Form::Interrogation,
     Form::Nsfw,
@@ -46,6 +46,7 @@ pub const KNOWN: [Form; 16] = [
     Form::ModernSpanimationV12x,
     Form::Gfpgan,
     Form::GfpganV13,
+    Form::RestoreFormer,
 ];
 
 /// The task of a form with the files found below `models`, or the first file that is missing.
@@ -101,6 +102,7 @@ pub fn task(form: &Form, models: &Path) -> Result<Task, PathBuf> {
         .map(Task::Strip),
         Form::Gfpgan => faces("gfpgan/GFPGANv1.4.safetensors"),
         Form::GfpganV13 => faces("gfpgan/GFPGANv1.3.safetensors"),
+        Form::RestoreFormer => faces("gfpgan/RestoreFormer.safetensors"),
         Form::RealEsrganX4Plus
         | Form::RealEsrganX2Plus
         | Form::RealEsrganX4PlusAnime6B

@@ -197,12 +197,18 @@ impl GroupNorm {
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_act(x, Act::None)
+    }
+
+    pub(crate) fn forward_act(&self, x: &Tensor, act: Act) -> Result<Tensor> {
+        let silu = act == Act::Silu;
         let norm = tensor_ops::GroupNorm {
             groups: self.groups,
             eps: self.eps,
-            silu: false,
+            silu,
         };
-        Ok(tensor_ops::group_norm(x, &self.weight, &self.bias, &norm)?)
+        let y = tensor_ops::group_norm(x, &self.weight, &self.bias, &norm)?;
+        if silu { Ok(y) } else { act.run(&y) }
     }
 }
 

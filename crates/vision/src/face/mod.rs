@@ -2,6 +2,7 @@
 
 mod gfpgan;
 mod restore;
+mod restoreformer;
 mod retinaface;
 
 pub use restore::{FaceRestorer, RestoreSettings, restore_faces};

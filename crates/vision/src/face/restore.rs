@@ -5,6 +5,7 @@ use imaging::warp::{Affine, affine};
 use imaging::{Mask, Picture, Planar, Rounding, blur};
 
 use super::gfpgan::{self, Gfpgan};
+use super::restoreformer::{self, RestoreFormer};
 use super::{Face, FaceDetector};
 use crate::error::{Result, VisionError};
 use crate::weights::Weights;
@@ -68,12 +69,27 @@ impl Network for Gfpgan {
     }
 }
 
+impl Network for RestoreFormer {
+    fn side(&self) -> usize {
+        RESTOREFORMER_SIDE
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        RestoreFormer::forward(self, x)
+    }
+}
+
+/// RestoreFormer is convolutional and takes any size; it was trained on this one.
+const RESTOREFORMER_SIDE: usize = 512;
+
 impl FaceRestorer {
     /// Finds the architecture by the keys and reads it.
     pub fn load(weights: &Weights) -> Result<Self> {
         let w = &weights.unwrapped(&["params_ema", "params", "state_dict"]);
         let (network, architecture): (Box<dyn Network>, _) = if gfpgan::fits(w) {
             (Box::new(Gfpgan::load(w)?), "GFPGAN")
+        } else if restoreformer::fits(w) {
+            (Box::new(RestoreFormer::load(w)?), "RestoreFormer")
         } else {
             return Err(w.unknown("face restorer"));
         };
