@@ -26,7 +26,11 @@ bench-runtime *args:
 
 # Scribe's batching in tokens per CPU second: `just bench-scribe --json`
 bench-scribe *args: (models "smollm2-135m-instruct")
-    cargo run -q -p textgen --example bench-scribe -- "$HORDE_WORKERS_MODELS/SmolLM2-135M-Instruct.Q4_1.gguf" {{ args }}
+    cargo run -q -p textgen --example bench-scribe -- "$HORDE_WORKERS_MODELS/text/SmolLM2-135M-Instruct.Q4_1.gguf" {{ args }}
+
+# Downloads beside aria2c (apt-get install aria2): `just bench-download --json`
+bench-download *args:
+    cargo run -q -p model-store --example bench-download -- {{ args }}
 
 # Formatting
 fmt:

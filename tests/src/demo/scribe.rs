@@ -62,14 +62,18 @@ pub async fn show(timeout: Duration) -> anyhow::Result<(Report, bool)> {
         kudos: books.summary["kudos"].as_f64().unwrap_or(0.0),
         outputs,
     };
-    let busy_seconds = report.busy_fraction * books.status["uptime_s"].as_f64().unwrap_or(0.0);
     let tokens = totals["units"].as_f64().unwrap_or(0.0);
+    let rate = if books.span_seconds > 0.0 {
+        tokens / books.span_seconds
+    } else {
+        0.0
+    };
     println!(
-        "{} answered, {} handed back, {} lost; {tokens:.0} tokens at {:.1} tokens/s while busy ({:.0} % of the time); {:.2} kudos",
+        "{} answered, {} handed back, {} lost; {tokens:.0} tokens in {:.1} s ({rate:.1} tokens/s, device busy {:.0} % of the time); {:.2} kudos",
         report.submitted,
         report.faulted,
         report.expired,
-        if busy_seconds > 0.0 { tokens / busy_seconds } else { 0.0 },
+        books.span_seconds,
         100.0 * report.busy_fraction,
         report.kudos
     );

@@ -30,6 +30,8 @@ pub struct Stage {
 pub struct Books {
     /// The server's counts.
     pub summary: Value,
+    /// From the first pop to the last result.
+    pub span_seconds: f64,
     /// The worker's last status.
     pub status: Value,
     /// How far the worker said it was confined.
@@ -101,10 +103,22 @@ impl Stage {
         let file: Value = serde_json::from_slice(&status)?;
         Ok(Books {
             summary: ledger["summary"].clone(),
+            span_seconds: span(&ledger["generations"]),
             status: file["status"].clone(),
             sandbox: file["sandbox"].as_str().unwrap_or_default().to_owned(),
         })
     }
+}
+
+/// Seconds from the first pop of a ledger's generations to the last result.
+fn span(generations: &Value) -> f64 {
+    let entries = || generations.as_object().into_iter().flat_map(|entries| entries.values());
+    let popped = |entry: &Value| entry["popped"].as_f64();
+    let first = entries().filter_map(popped).fold(f64::INFINITY, f64::min);
+    let last = entries()
+        .filter_map(|entry| Some(popped(entry)? + entry["seconds"].as_f64()?))
+        .fold(0.0, f64::max);
+    (last - first).max(0.0)
 }
 
 /// Starts a worker program against `base`. Its log goes to this program's own error output.
