@@ -16,18 +16,6 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("diffusion", &["tensor-ops", "imaging"]),
     ("vision", &["tensor-ops", "imaging"]),
     (
-        "image-worker",
-        &[
-            "horde-client",
-            "worker-runtime",
-            "worker-app",
-            "diffusion",
-            "vision",
-            "imaging",
-            "model-store",
-        ],
-    ),
-    (
         "text-worker",
         &["horde-client", "worker-runtime", "worker-app", "textgen", "model-store"],
     ),
@@ -43,7 +31,6 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("local-horde", &["horde-client"]),
-    ("dreamer", &["image-worker", "worker-app"]),
     ("scribe", &["text-worker", "worker-app"]),
     ("alchemist", &["alchemy-worker", "worker-app"]),
 ];

@@ -1,2 +1,0 @@
-//! Makes images for the AI Horde.
-fn main() {}
