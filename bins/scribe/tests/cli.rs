@@ -45,3 +45,23 @@ fn a_model_that_is_missing_or_broken_ends_with_66_and_a_hint() {
     std::fs::write(&broken, b"GGUF\x03\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff").expect("the folder can be written");
     refused(&broken, folder.path(), "number of tensors");
 }
+
+#[test]
+fn models_can_be_listed_and_a_wrong_name_is_answered_with_the_right_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let list = scribe(folder.path(), &["models", "list", "--all"]);
+    let text = String::from_utf8_lossy(&list.stdout);
+    assert!(list.status.success(), "{list:?}");
+    assert!(
+        text.contains("missing") && text.contains("smollm2-135m-instruct") && !text.contains("esrgan"),
+        "{text}"
+    );
+    let wrong = scribe(folder.path(), &["models", "pull", "smollm2-135m"]);
+    let errors = String::from_utf8_lossy(&wrong.stderr);
+    assert_eq!(wrong.status.code(), Some(66), "{errors}");
+    assert!(errors.contains("did you mean `smollm2-135m-instruct`"), "{errors}");
+    let verify = scribe(folder.path(), &["models", "verify", "smollm2-135m-instruct", "--json"]);
+    assert_eq!(verify.status.code(), Some(1), "{verify:?}");
+    let outcome: String = String::from_utf8_lossy(&verify.stdout).into_owned();
+    assert!(outcome.contains(r#""state":"missing""#), "{outcome}");
+}

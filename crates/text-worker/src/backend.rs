@@ -44,10 +44,10 @@ impl ScribeBackend {
     }
 
     /// The Horde's name of what is served now, or why nothing is.
-    fn model_name(&self) -> Result<String, NothingToOffer> {
+    fn model_name(&self, engines: usize) -> Result<String, NothingToOffer> {
         let facts = match &self.model {
             Served::File(name) => return Ok(name.clone()),
-            Served::Bridge(health) => health.now().map_err(NothingToOffer)?,
+            Served::Bridge(health) => health.now(engines).map_err(NothingToOffer)?,
         };
         if self.config.model_name.is_empty() {
             return Ok(bridged_name(&facts.model));
@@ -98,7 +98,7 @@ impl Backend for ScribeBackend {
         let threads: usize = engines.iter().map(|engine| engine.capacity.max(1)).sum();
         Ok(PopRequest {
             name: self.common.worker_name.to_string(),
-            models: vec![self.model_name()?],
+            models: vec![self.model_name(engines.len())?],
             bridge_agent: Some(self.common.bridge_agent.to_string()),
             priority_usernames: self.common.priority_usernames.clone(),
             nsfw: Some(self.common.nsfw),
@@ -116,6 +116,9 @@ impl Backend for ScribeBackend {
                 let Asked { request, left_out } = payload::request(*params);
                 if !left_out.is_empty() {
                     tracing::info!(keys = ?left_out, "a job asks for what this worker does not do; it is served without");
+                }
+                if let Served::Bridge(health) = &self.model {
+                    health.popped();
                 }
                 Ok(Work { request })
             }
@@ -142,6 +145,9 @@ impl Backend for ScribeBackend {
     }
 
     async fn check(&self, output: Written) -> Result<Finished<Submission>, Fault> {
+        if let Served::Bridge(health) = &self.model {
+            health.finished();
+        }
         if self.config.hold_back
             && let Some(wait) = hold_back(&output)
         {

@@ -1,53 +1,108 @@
-//! Whether the other program is there, asked again and again from a thread of the supervisor.
+//! Whether the other program is there and free for us, asked again and again from a thread of the supervisor.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
+use textgen::bridge::BridgeEngine;
 use textgen::{EngineFacts, TextEngine};
+
+use crate::local_use::LocalUse;
 
 /// What the other program said last.
 #[derive(Clone)]
-pub struct Health(Arc<Mutex<Result<EngineFacts, String>>>);
+pub struct Health(Arc<Mutex<Known>>);
 
-/// How often it is asked.
+struct Known {
+    answer: Result<EngineFacts, String>,
+    /// `None` where nobody is yielded to.
+    local_use: Option<LocalUse>,
+    engines: usize,
+}
+
+/// How often it is asked what it serves, and how often whether somebody uses it.
 const EVERY: Duration = Duration::from_secs(10);
+const GLANCE: Duration = Duration::from_secs(1);
 
 impl Health {
-    /// Asks `engine` now, and every ten seconds until the last copy of this is dropped.
-    pub fn of(engine: impl TextEngine + 'static) -> Self {
-        let health = Self(Arc::new(Mutex::new(Err("the backend was not asked yet".into()))));
+    /// Asks `engine` now and every ten seconds until the last copy of this is dropped; whether somebody uses it, every
+    /// second. After local use nothing is served for `yields`; zero never yields.
+    pub fn of(engine: BridgeEngine, yields: Duration) -> Self {
+        let health = Self(Arc::new(Mutex::new(Known {
+            answer: Err("the backend was not asked yet".into()),
+            local_use: (!yields.is_zero()).then(|| LocalUse::new(yields)),
+            engines: 0,
+        })));
         let told = Arc::downgrade(&health.0);
         let spawned = std::thread::Builder::new()
             .name("backend-health".into())
-            .spawn(move || ask(&engine, &told));
+            .spawn(move || ask(&engine, &told, yields));
         if let Err(error) = spawned {
-            *health.0.lock().unwrap_or_else(PoisonError::into_inner) = Err(error.to_string());
+            health.known().answer = Err(error.to_string());
         }
         health
     }
 
-    /// What it serves, or in words for the owner why nothing.
-    pub fn now(&self) -> Result<EngineFacts, String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What it serves, or in words for the owner why nothing. `engines` of ours are loaded.
+    ///
+    /// # Errors
+    /// While it is down, and while somebody else uses it.
+    pub fn now(&self, engines: usize) -> Result<EngineFacts, String> {
+        let now = Instant::now();
+        let mut known = self.known();
+        let appeared = engines > std::mem::replace(&mut known.engines, engines);
+        if let Some(local_use) = &mut known.local_use {
+            // A new engine has just measured the backend.
+            if appeared {
+                local_use.touched(now);
+            }
+            if let Some(since) = local_use.in_use(now) {
+                return Err(format!(
+                    "the backend was used locally {} s ago; scribe yields for `scribe.bridge.idle_seconds`",
+                    since.as_secs()
+                ));
+            }
+        }
+        known.answer.clone()
+    }
+
+    /// One of our jobs is about to use it.
+    pub(crate) fn popped(&self) {
+        if let Some(local_use) = &mut self.known().local_use {
+            local_use.popped(Instant::now());
+        }
+    }
+
+    /// One of our jobs is through.
+    pub(crate) fn finished(&self) {
+        if let Some(local_use) = &mut self.known().local_use {
+            local_use.finished(Instant::now());
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn ask(engine: &impl TextEngine, told: &Weak<Mutex<Result<EngineFacts, String>>>) {
+fn ask(engine: &BridgeEngine, told: &Weak<Mutex<Known>>, yields: Duration) {
     loop {
+        // First whether it is free: what is offered must not be known before.
+        let usage = if yields.is_zero() { Ok(None) } else { engine.usage() };
         let answer = engine.facts().map_err(|error| error.to_string());
         let Some(place) = told.upgrade() else {
             return;
         };
-        let before = std::mem::replace(
-            &mut *place.lock().unwrap_or_else(PoisonError::into_inner),
-            answer.clone(),
-        );
-        match (before, answer) {
+        let mut known = place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(local_use), Ok(Some(usage))) = (&mut known.local_use, usage) {
+            local_use.saw(usage, Instant::now());
+        }
+        match (std::mem::replace(&mut known.answer, answer.clone()), answer) {
             (Ok(_), Err(why)) => tracing::warn!(why, "nothing is popped while the backend is down"),
             (Err(_), Ok(facts)) => tracing::info!(model = facts.model, "the backend is there"),
             _ => {}
         }
+        drop(known);
         drop(place);
-        std::thread::sleep(EVERY);
+        std::thread::sleep(if yields.is_zero() { EVERY } else { GLANCE });
     }
 }

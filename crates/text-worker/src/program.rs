@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 use textgen::bridge::{BridgeEngine, BridgeSettings, Dialect};
 use textgen::settings::{LlamaSettings, available_memory};
 use textgen::{TextEngine, TextError, gguf};
-use worker_app::{Check, Choice, Common, Context, DeviceFound, NoCommand, Program, Stop};
+use worker_app::{Check, Choice, Common, Context, DeviceFound, Program, Stop};
 
 use crate::backend::{ScribeBackend, Served};
 use crate::config::{Config, DEMO_MODEL};
 use crate::engine::ScribeEngine;
 use crate::health::Health;
+use crate::models::{self, ScribeCommand};
 use crate::names::{bridged_name, horde_name};
 
 /// The text worker.
@@ -26,7 +27,8 @@ struct EngineOrder {
     bridge: Option<(Dialect, BridgeSettings)>,
 }
 
-const HINT_FETCH: &str = "set `scribe.model` to a GGUF file; `scribe models pull` or `just models smollm2-135m-instruct` fetch the demo model";
+const HINT_FETCH: &str =
+    "set `scribe.model` to a GGUF file; `scribe models pull smollm2-135m-instruct` fetches the demo model";
 
 impl Program for Scribe {
     const NAME: &'static str = "scribe";
@@ -39,7 +41,7 @@ impl Program for Scribe {
     type Config = Config;
     type Backend = ScribeBackend;
     type Engine = ScribeEngine;
-    type Command = NoCommand;
+    type Command = ScribeCommand;
 
     fn check(config: &Config, _common: &Common) -> Result<(), Stop> {
         let refuse = |key: &str, value: String, hint: &str| {
@@ -95,6 +97,13 @@ impl Program for Scribe {
         if !(5..=600).contains(&bridge.stall_seconds) {
             return refuse("bridge.stall_seconds", bridge.stall_seconds.to_string(), "use 5 to 600");
         }
+        if bridge.idle_seconds > 3_600 {
+            return refuse(
+                "bridge.idle_seconds",
+                bridge.idle_seconds.to_string(),
+                "use 1 to 3600, or 0 to serve although somebody uses the backend",
+            );
+        }
         Ok(())
     }
 
@@ -108,7 +117,11 @@ impl Program for Scribe {
     fn backend(context: &Context<Self>) -> Result<ScribeBackend, Stop> {
         let served = match context.config.dialect() {
             None => Served::File(model_name(context)),
-            Some(dialect) => Served::Bridge(Health::of(bridge(dialect, context.config.bridge.clone())?)),
+            Some(dialect) => {
+                let settings = context.config.bridge.clone();
+                let yields = std::time::Duration::from_secs(settings.idle_seconds);
+                Served::Bridge(Health::of(bridge(dialect, settings)?, yields))
+            }
         };
         Ok(ScribeBackend::new(
             context.common.clone(),
@@ -190,8 +203,8 @@ impl Program for Scribe {
         choices
     }
 
-    fn command(command: NoCommand, _context: &Context<Self>) -> Result<(), Stop> {
-        match command {}
+    fn command(command: ScribeCommand, context: &Context<Self>) -> Result<(), Stop> {
+        models::run(&command, context)
     }
 }
 

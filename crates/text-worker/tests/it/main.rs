@@ -93,6 +93,10 @@ fn job(payload: serde_json::Value) -> PoppedJob<Payload> {
 }
 
 fn backend() -> text_worker::ScribeBackend {
+    backend_of(text_worker::Served::File("koboldcpp/SmolLM2-135M-Instruct".into()))
+}
+
+fn backend_of(served: text_worker::Served) -> text_worker::ScribeBackend {
     let common = worker_app::Common {
         horde_url: url::Url::parse("http://127.0.0.1:9/api/").expect("a URL"),
         worker_name: "a test of scribe".parse().expect("a name"),
@@ -112,11 +116,7 @@ fn backend() -> text_worker::ScribeBackend {
         state_dir: std::path::PathBuf::new(),
         models_dir: models_dir(),
     };
-    text_worker::ScribeBackend::new(
-        common,
-        Config::default(),
-        text_worker::Served::File("koboldcpp/SmolLM2-135M-Instruct".into()),
-    )
+    text_worker::ScribeBackend::new(common, Config::default(), served)
 }
 
 #[test]
@@ -179,4 +179,76 @@ async fn a_popped_job_becomes_a_submission_that_a_real_model_wrote() {
             .iter()
             .all(|(done, total)| done <= total)
     );
+}
+
+/// KoboldCpp's answers to what a bridge asks of it; `idle` seconds since its last request.
+fn kobold(idle: f64) -> String {
+    use std::io::{BufRead, BufReader, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(stream.try_clone().expect("a second handle")).lines();
+            let path = lines.next().and_then(Result::ok).unwrap_or_default();
+            lines
+                .map_while(Result::ok)
+                .take_while(|line| !line.is_empty())
+                .for_each(drop);
+            let body = match path.split(' ').nth(1).unwrap_or_default() {
+                "/api/v1/model" => serde_json::json!({"result": "koboldcpp/Mistral-7B"}),
+                "/api/extra/perf" => serde_json::json!({"idletime": idle, "queue": 0, "idle": 1, "total_gens": 3}),
+                _ => serde_json::json!({"value": 2048}),
+            };
+            let body = body.to_string();
+            let length = body.len();
+            write!(
+                stream,
+                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+            )
+            .ok();
+        }
+    });
+    url
+}
+
+/// What is offered once the backend was asked.
+fn offered(idle: f64, yields: u64) -> Result<Vec<String>, String> {
+    use textgen::bridge::{BridgeEngine, BridgeSettings, Dialect};
+    let settings = BridgeSettings {
+        url: kobold(idle),
+        ..BridgeSettings::default()
+    };
+    let engine = BridgeEngine::new(Dialect::Kobold, settings).expect("an address");
+    let health = text_worker::Health::of(engine, std::time::Duration::from_secs(yields));
+    let start = std::time::Instant::now();
+    while health.now(0).is_err_and(|why| why.contains("not asked yet")) {
+        assert!(start.elapsed().as_secs() < 30, "it was never asked");
+        std::thread::yield_now();
+    }
+    let facts = text_worker::Facts {
+        model: "Mistral-7B".into(),
+        context_tokens: 2_048,
+        max_length: None,
+        slots: 1,
+        write_per_second: 20.0,
+        read_per_second: 500.0,
+    };
+    let report = worker_runtime::backend::EngineReport {
+        capacity: 1,
+        facts: serde_json::to_value(facts).expect("plain data"),
+    };
+    let offer = backend_of(text_worker::Served::Bridge(health)).offer(&[report], 1);
+    offer.map(|offer| offer.models).map_err(|why| why.0)
+}
+
+#[test]
+fn nothing_is_offered_while_the_backends_owner_uses_it() {
+    let why = offered(5.0, 20).expect_err("somebody used it five seconds ago");
+    assert!(
+        why.contains("used locally 5 s ago") && why.contains("idle_seconds"),
+        "{why}"
+    );
+    let served = Ok(vec!["koboldcpp/Mistral-7B".to_owned()]);
+    assert_eq!(offered(25.0, 20), served, "it was left long ago");
+    assert_eq!(offered(5.0, 0), served, "the owner does not want to be yielded to");
 }

@@ -1,8 +1,11 @@
 //! What the two kinds of backends want to be told and what they say. Only keys named here ever reach a backend.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::Usage;
 use crate::format;
 use crate::request::{Finish, TextRequest};
 use crate::sampler::Step;
@@ -50,6 +53,14 @@ impl Dialect {
                 "api/v1/config/max_length",
             ],
             Self::OpenAi => &["v1/models", "v1/model", "props"],
+        }
+    }
+
+    /// Where it tells how it is used.
+    pub(super) fn usage_path(self) -> Option<&'static str> {
+        match self {
+            Self::Kobold => Some("api/extra/perf"),
+            Self::OpenAi => None,
         }
     }
 
@@ -146,6 +157,18 @@ impl Dialect {
             finish,
         })
     }
+}
+
+/// Reads KoboldCpp's `/api/extra/perf`: `idletime` in seconds since the last request of anybody, `queue`, `idle` (0 or 1).
+/// `None` from older versions, which have no `idletime`.
+pub(super) fn usage(answer: &Value) -> Option<Usage> {
+    let idle = Duration::try_from_secs_f64(answer.get("idletime")?.as_f64()?.max(0.0)).ok()?;
+    let number = |key: &str| answer.get(key).and_then(Value::as_f64);
+    Some(Usage {
+        idle,
+        busy: number("idle") == Some(0.0),
+        waiting: number("queue").map_or(0, |count| count.max(0.0) as u64),
+    })
 }
 
 /// The number of a step in `sampler_order`.

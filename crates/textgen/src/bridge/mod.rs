@@ -34,6 +34,8 @@ pub struct BridgeSettings {
     pub context_tokens: u32,
     /// A stream silent for so long is given up, 5..=600.
     pub stall_seconds: u64,
+    /// After somebody else used it, it is left alone for so long, where it tells (KoboldCpp); 0 for never, at most 3600.
+    pub idle_seconds: u64,
 }
 
 impl Default for BridgeSettings {
@@ -44,8 +46,20 @@ impl Default for BridgeSettings {
             parallel: 1,
             context_tokens: 0,
             stall_seconds: 60,
+            idle_seconds: 20,
         }
     }
+}
+
+/// How the other program is used at the moment, by whomever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Since its last request.
+    pub idle: Duration,
+    /// Whether it computes.
+    pub busy: bool,
+    /// Requests that wait.
+    pub waiting: u64,
 }
 
 /// A text engine behind HTTP.
@@ -116,6 +130,18 @@ impl BridgeEngine {
         })
     }
 
+    /// How it is used at the moment; `None` where it does not tell.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub fn usage(&self) -> Result<Option<Usage>, TextError> {
+        let Some(path) = self.dialect.usage_path() else {
+            return Ok(None);
+        };
+        let answer = self.runtime().block_on(self.ask(path))?;
+        Ok(answer.as_ref().and_then(dialect::usage))
+    }
+
     fn runtime(&self) -> &Runtime {
         self.runtime
             .as_ref()
@@ -170,7 +196,8 @@ impl BridgeEngine {
         let model = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let model = model.map(|(_, facts)| facts.model).unwrap_or_default();
         let seed = request.seed.unwrap_or_else(|| u64::from(rand::random::<u32>() >> 1));
-        let tag = format!("scribe{:016x}", rand::random::<u64>());
+        // KoboldCpp knows requests for the Horde by this beginning, and does not count them as its owner's.
+        let tag = format!("HORDEREQ_{:016x}", rand::random::<u64>());
         let body = self.dialect.body(request, &model, seed, &tag);
         let builder = self.send(self.dialect.generate_path(), Some(&body))?;
         let mut sending = Box::pin(builder.send());
