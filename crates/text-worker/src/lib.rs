@@ -7,6 +7,7 @@ mod backend;
 mod config;
 mod engine;
 mod health;
+mod known;
 mod limits;
 mod local_use;
 mod models;

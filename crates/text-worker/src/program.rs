@@ -12,6 +12,7 @@ use crate::backend::{ScribeBackend, Served};
 use crate::config::{Config, DEMO_MODEL};
 use crate::engine::ScribeEngine;
 use crate::health::Health;
+use crate::known;
 use crate::models::{self, ScribeCommand};
 use crate::names::{bridged_name, horde_name};
 
@@ -161,7 +162,7 @@ impl Program for Scribe {
 
     fn doctor(context: &Context<Self>) -> Vec<Check> {
         if let Some(dialect) = context.config.dialect() {
-            return vec![backend_check(dialect, &context.config)];
+            return backend_checks(dialect, context);
         }
         let header = match header(context) {
             Ok(header) => header,
@@ -175,6 +176,7 @@ impl Program for Scribe {
             "model",
             format!("`{}`, offered as `{}`", context.config.model, model_name(context)),
         )];
+        checks.extend(known::check(&context.models_dir, &model_name(context)));
         let message = format!("on a processor: {plan}");
         checks.push(match available_memory() {
             Some(free) if plan.total_bytes() > free => Check::warn("memory", format!("{message}, but {} MiB are free", free >> 20))
@@ -232,7 +234,8 @@ fn bridged(engine: BridgeEngine) -> Result<ScribeEngine, Stop> {
 const PATIENCE: u32 = 120;
 const BETWEEN: std::time::Duration = std::time::Duration::from_secs(5);
 
-fn backend_check(dialect: Dialect, config: &Config) -> Check {
+fn backend_checks(dialect: Dialect, context: &Context<Scribe>) -> Vec<Check> {
+    let config = &context.config;
     // A thread of its own: the engine waits for its answer, and doctor may stand within an async runtime.
     let settings = config.bridge.clone();
     let asked = std::thread::spawn(move || BridgeEngine::new(dialect, settings)?.facts()).join();
@@ -243,16 +246,20 @@ fn backend_check(dialect: Dialect, config: &Config) -> Check {
             } else {
                 config.model_name.clone()
             };
-            Check::ok(
+            let backend = Check::ok(
                 "backend",
                 format!(
                     "serves `{}` with {} tokens, offered as `{name}`",
                     facts.model, facts.context_tokens
                 ),
-            )
+            );
+            let known = known::check(&context.models_dir, &name);
+            std::iter::once(backend).chain(known).collect()
         }
-        Ok(Err(error)) => Check::fail("backend", error.to_string()).hint("start it, or correct `scribe.bridge.url`"),
-        Err(_) => Check::fail("backend", "asking it ended in a panic"),
+        Ok(Err(error)) => {
+            vec![Check::fail("backend", error.to_string()).hint("start it, or correct `scribe.bridge.url`")]
+        }
+        Err(_) => vec![Check::fail("backend", "asking it ended in a panic")],
     }
 }
 
