@@ -34,7 +34,7 @@ impl ReadSpeed {
     pub fn warning(&self) -> Option<String> {
         (self.bytes_per_second < SLOW_BYTES_PER_SECOND).then(|| {
             format!(
-                "the models directory reads {} MB/s: loading a 7 GB model takes about {} s; a solid-state disk is advised",
+                "the models directory reads {} MB/s: loading a 7 GB model takes about {} s",
                 self.bytes_per_second / 1_000_000,
                 7_000_000_000 / self.bytes_per_second.max(1)
             )

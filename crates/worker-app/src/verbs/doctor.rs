@@ -5,6 +5,7 @@ use std::path::Path;
 use horde_client::client::{Client, User, WorkerDetails};
 use horde_client::error::{ApiError, ErrorClass, StopReason};
 use horde_client::kind::JobKind;
+use model_store::speed::{self, ReadSpeed};
 use worker_runtime::backend::Backend;
 
 use crate::config::{Key, Loaded, reason};
@@ -100,6 +101,9 @@ pub async fn doctor<P: Program>(context: &Context<P>, loaded: &Loaded<P::Config>
         },
     );
     findings.add(Code::NoModel, disk("disk (models)", &context.models_dir, 1 << 30, 0));
+    if let Some(check) = read_speed(&context.models_dir).await {
+        findings.add(Code::Failed, check);
+    }
     for check in P::doctor(context) {
         findings.add(Code::Failed, check);
     }
@@ -302,6 +306,29 @@ fn disk(name: &str, dir: &Path, few_bytes: u64, too_few_bytes: u64) -> Check {
     }
 }
 
+/// How fast models are read; nothing where there is no models directory yet, since only its own disk counts.
+async fn read_speed(dir: &Path) -> Option<Check> {
+    if !dir.is_dir() {
+        return None;
+    }
+    let owned = dir.to_owned();
+    let measured = tokio::task::spawn_blocking(move || speed::measure(&owned)).await;
+    Some(speed_check(measured.unwrap_or_else(|panic| Err(panic.into()))))
+}
+
+fn speed_check(measured: std::io::Result<ReadSpeed>) -> Check {
+    const NAME: &str = "read speed (models)";
+    match measured {
+        // A read-only directory without a model large enough to time: nothing is wrong with that.
+        Err(error) => Check::warn(NAME, format!("could not be measured: {}", reason(&error)))
+            .hint("it needs a model of 32 MiB or leave to write in `models_dir`"),
+        Ok(measured) => match measured.warning() {
+            Some(warning) => Check::warn(NAME, warning).hint("move `models_dir` to a solid-state disk"),
+            None => Check::ok(NAME, format!("{} MB/s", measured.bytes_per_second / 1_000_000)),
+        },
+    }
+}
+
 /// A number of bytes for people.
 pub(super) fn bytes(n_bytes: u64) -> String {
     match n_bytes {
@@ -358,6 +385,49 @@ mod tests {
             findings.render(),
             "warn  a: x\n      hint: do y\nFAIL  b: z\nFAIL  c: z\n"
         );
+    }
+
+    #[test]
+    fn a_slow_models_directory_is_a_warning_in_words_and_in_json() {
+        let measured = |bytes_per_second| {
+            Ok(ReadSpeed {
+                bytes_per_second,
+                sample_bytes: 1,
+                file: None,
+            })
+        };
+        let mut findings = Findings::default();
+        findings.add(Code::Failed, speed_check(measured(120_000_000)));
+        findings.add(Code::Failed, speed_check(measured(2_000_000_000)));
+        findings.add(
+            Code::Failed,
+            speed_check(Err(std::io::ErrorKind::PermissionDenied.into())),
+        );
+        assert_eq!(findings.code(), None);
+        let text = findings.render();
+        assert!(
+            text.starts_with("warn  read speed (models): the models directory reads 120 MB/s: loading a 7 GB model takes about 58 s\n      hint: move `models_dir`"),
+            "{text}"
+        );
+        assert!(text.contains("ok    read speed (models): 2000 MB/s\n"), "{text}");
+        assert!(
+            text.contains("warn  read speed (models): could not be measured: "),
+            "{text}"
+        );
+        let json = findings.to_json();
+        assert_eq!(
+            (&json["ok"], &json["checks"][0]["verdict"]),
+            (&true.into(), &"warn".into())
+        );
+    }
+
+    #[tokio::test]
+    async fn the_models_directory_is_measured_where_there_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let check = read_speed(dir.path()).await.unwrap();
+        assert!(check.message.contains(" MB/s"), "{}", check.message);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert!(read_speed(&dir.path().join("not-there")).await.is_none());
     }
 
     #[test]
