@@ -91,24 +91,21 @@ fn read_legacy(input: &File) -> Result<(NamedViews, Storages), Refusal> {
         return Err(Refusal::Malformed("an unknown version of the legacy format".into()));
     }
     pickle::read(&mut rest)?;
-    let tensors = pickle::read(&mut rest)?.tensors()?;
+    let weights = pickle::read(&mut rest)?;
+    let (tensors, dtypes) = (weights.tensors()?, weights.storage_dtypes());
     let keys = pickle::read(&mut rest)?
         .texts()
         .ok_or_else(|| Refusal::Malformed("its storages have no names".into()))?;
-    let bytes_of: HashMap<&Rc<str>, u64> = tensors
-        .iter()
-        .map(|(_, view)| (&view.storage, view.dtype.bytes()))
-        .collect();
     let mut at = (head.len() - rest.len()) as u64;
     let mut storages = Storages::new();
     for key in keys {
         let mut count = [0u8; 8];
         input.read_exact_at(&mut count, at)?;
-        let element_bytes = *bytes_of
+        let dtype = dtypes
             .get(&key)
             .ok_or_else(|| Refusal::Malformed("a storage that no tensor uses".into()))?;
         let end = u64::from_le_bytes(count)
-            .checked_mul(element_bytes)
+            .checked_mul(dtype.bytes())
             .and_then(|bytes| bytes.checked_add(at + 8));
         let end = end
             .filter(|end| *end <= length)

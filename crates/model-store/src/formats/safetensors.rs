@@ -183,6 +183,33 @@ impl<'de> Deserialize<'de> for Shape {
     }
 }
 
+/// Texts by name, as the format has it: other values could be as large as a head and many times that in memory.
+struct Metadata(BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Texts;
+        impl<'de> Visitor<'de> for Texts {
+            type Value = Metadata;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("metadata of texts")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Metadata, A::Error> {
+                let (mut texts, mut n_entries) = (BTreeMap::new(), 0);
+                while let Some((key, text)) = map.next_entry()? {
+                    n_entries += 1;
+                    if n_entries > MAX_METADATA {
+                        return Err(serde::de::Error::custom("overloaded with metadata"));
+                    }
+                    texts.insert(key, text);
+                }
+                Ok(Metadata(texts))
+            }
+        }
+        deserializer.deserialize_map(Texts)
+    }
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for Raw<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Entries<'a>(std::marker::PhantomData<&'a ()>);
@@ -206,16 +233,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Raw<'a> {
                         )));
                     }
                     if name == "__metadata__" {
-                        let metadata: Option<BTreeMap<String, serde_json::Value>> = map.next_value()?;
-                        let metadata = metadata.unwrap_or_default();
-                        if metadata.len() > MAX_METADATA {
-                            return Err(A::Error::custom("overloaded with metadata"));
-                        }
-                        let text = |value| match value {
-                            serde_json::Value::String(text) => text,
-                            other => other.to_string(),
-                        };
-                        raw.metadata = metadata.into_iter().map(|(key, value)| (key, text(value))).collect();
+                        let metadata: Option<Metadata> = map.next_value()?;
+                        raw.metadata = metadata.map(|metadata| metadata.0).unwrap_or_default();
                         continue;
                     }
                     if raw.tensors.len() == MAX_TENSORS {

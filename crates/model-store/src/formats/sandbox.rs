@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr};
+use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus};
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::{Refusal, checkpoint};
@@ -107,7 +107,7 @@ pub fn child_main() -> i32 {
     }
 }
 
-fn confine() -> Result<(), Refusal> {
+fn confine() -> Result<RulesetStatus, Refusal> {
     let megabytes: u64 = std::env::var(LIMIT)
         .ok()
         .and_then(|text| text.parse().ok())
@@ -129,6 +129,71 @@ fn confine() -> Result<(), Refusal> {
         .and_then(|ruleset| ruleset.create())
         .and_then(|ruleset| ruleset.restrict_self());
     ruleset
-        .map(drop)
+        .map(|restricted| restricted.ruleset)
         .map_err(|error| Refusal::Malformed(format!("the sandbox could not be built: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const PROBE: &str = "MODEL_STORE_TEST_PROBE";
+
+    /// What a reader that was taken over might try.
+    fn attempts(place: &str) -> [(&'static str, std::io::Result<()>); 6] {
+        let (dir, address) = place.split_once('=').unwrap();
+        let dir = Path::new(dir);
+        [
+            ("open", File::open(dir.join("secret")).map(drop)),
+            ("create", File::create(dir.join("new")).map(drop)),
+            ("list", std::fs::read_dir(dir).map(drop)),
+            ("remove", std::fs::remove_file(dir.join("new"))),
+            ("run", Command::new("/bin/true").status().map(drop)),
+            ("connect", TcpStream::connect(address).map(drop)),
+        ]
+    }
+
+    /// This test starts itself again as the child, which is confined like the one that reads pickles.
+    #[test]
+    fn the_child_can_open_create_list_remove_run_and_connect_to_nothing() {
+        if let Ok(place) = std::env::var(PROBE) {
+            for (what, outcome) in attempts(&place) {
+                assert!(outcome.is_ok(), "free: {what}: {outcome:?}");
+            }
+            std::fs::write(Path::new(place.split_once('=').unwrap().0).join("new"), "x").unwrap();
+            let status = confine().unwrap();
+            for (what, outcome) in attempts(&place) {
+                eprintln!("{status:?} {what} {:?}", outcome.map_err(|error| error.kind()));
+            }
+            let memory = Vec::<u8>::new().try_reserve_exact(2 << 30);
+            eprintln!("{status:?} memory {:?}", memory.map_err(drop));
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("secret"), "x").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let place = format!("{}={}", dir.path().display(), listener.local_addr().unwrap());
+        let name = "formats::sandbox::tests::the_child_can_open_create_list_remove_run_and_connect_to_nothing";
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(PROBE, place)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stderr);
+        assert!(child.status.success(), "{said}");
+        assert!(said.contains(" memory Err(())"), "{said}");
+        if said.contains("NotEnforced") {
+            eprintln!("this kernel has no Landlock: only the limits were looked at");
+            return;
+        }
+        for what in ["open", "create", "list", "remove", "run"] {
+            assert!(said.contains(&format!(" {what} Err(PermissionDenied)")), "{said}");
+        }
+        // Ports came to Landlock with Linux 6.7; an older one confines files only.
+        if said.contains("FullyEnforced") {
+            assert!(said.contains(" connect Err(PermissionDenied)"), "{said}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Checkpoints through the sandboxed child: real layouts are converted exactly, everything else is refused.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
 
@@ -181,6 +182,38 @@ fn both_layouts_of_checkpoints_are_converted_exactly_and_always_alike() {
     let from_zip = convert(&zipped(&checkpoint())).unwrap();
     assert_exact(&from_zip);
     assert_eq!(convert(&legacy(&checkpoint())).unwrap(), from_zip);
+}
+
+/// The fixtures were written and read back by torch itself, see `fixtures/torch/make.py`.
+#[test]
+fn every_tensor_of_torchs_own_files_has_torchs_type_shape_and_bytes() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/torch");
+    let expected = std::fs::read(dir.join("expected.json")).unwrap();
+    let expected: BTreeMap<String, BTreeMap<String, Expected>> = serde_json::from_slice(&expected).unwrap();
+    assert_eq!(expected.len(), 5);
+    for (file, tensors) in &expected {
+        let converted = convert(&std::fs::read(dir.join(file)).unwrap()).unwrap_or_else(|e| panic!("{file}: {e}"));
+        let converted = ::safetensors::SafeTensors::deserialize(&converted).unwrap();
+        let mut names = converted.names();
+        names.sort();
+        assert!(names.iter().copied().eq(tensors.keys()), "{file}: {names:?}");
+        for (name, expected) in tensors {
+            let found = converted.tensor(name).unwrap();
+            let found = Expected {
+                dtype: format!("{:?}", found.dtype()),
+                shape: found.shape().to_vec(),
+                hex: hex::encode(found.data()),
+            };
+            assert_eq!(&found, expected, "{file}: {name}");
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, serde::Deserialize)]
+struct Expected {
+    dtype: String,
+    shape: Vec<usize>,
+    hex: String,
 }
 
 #[test]
