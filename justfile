@@ -18,7 +18,7 @@ _demo-scribe *args: (models "smollm2-135m-instruct")
     cargo run -q -p e2e --bin demo -- scribe {{ args }}
 
 # Everything CI checks
-test: fmt lint (models "smollm2-135m-instruct") build unit doc deny
+test: fmt lint compile _test-model unit doc deny
 
 # Runtime figures with a stub engine beside their targets: `just bench-runtime --json`
 bench-runtime *args:
@@ -40,9 +40,13 @@ fmt:
 lint:
     cargo clippy --workspace --all-targets -- -D warnings
 
-# Every library and binary of the workspace
-build:
-    cargo build --workspace --bins
+# Every test and the programs they start, in one set of features: a second set would build the engines twice
+compile:
+    cargo nextest run --workspace --no-run
+
+# The model that tests read, fetched by the program that was just built
+_test-model:
+    "${CARGO_TARGET_DIR:-target}/debug/model-store" pull smollm2-135m-instruct --to "$HORDE_WORKERS_MODELS"
 
 # All tests, end-to-end ones included
 unit *args:
