@@ -1,1 +1,21 @@
 //! Text encoders, noise, schedules, samplers and U-Net pipelines: a request becomes pictures. Knows no Horde and no network.
+
+pub mod adapter;
+mod error;
+mod layout;
+pub mod model;
+pub mod nn;
+pub mod noise;
+pub mod pipeline;
+pub mod prompt;
+pub mod request;
+pub mod safetensors_file;
+pub mod sample;
+pub mod sigma;
+pub mod tokens;
+pub mod weights;
+
+pub use error::{Error, Result};
+pub use model::{ModelFiles, Overrides};
+pub use pipeline::{Pipeline, Progress};
+pub use request::{Hires, Request, Source};

@@ -1,0 +1,339 @@
+//! A model in use: its family told from its weights, its networks, its noise levels.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use tensor_ops::Activation;
+
+use crate::{
+    Error, Result,
+    nn::{
+        clip::{Clip, ClipConfig, encode_weighted},
+        unet::{Heads, UNet, UNetConfig, timestep_embedding},
+        vae::Vae,
+    },
+    sigma::{Levels, Prediction},
+    tokens::{self, END, Embeddings},
+    weights::{Loader, Params, Part, Weights},
+};
+
+/// What a model is, as far as the pipeline cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// Stable Diffusion 1.x: CLIP-L.
+    Sd1,
+    /// Stable Diffusion 2.x: OpenCLIP-H.
+    Sd2,
+    /// Stable Diffusion XL: CLIP-L and OpenCLIP-G, size conditioning.
+    Sdxl,
+}
+
+/// The files of a model.
+#[derive(Clone, Debug, Default)]
+pub struct ModelFiles {
+    /// A single-file checkpoint, or a folder in diffusers' layout.
+    pub checkpoint: PathBuf,
+    /// A U-Net that replaces the checkpoint's.
+    pub unet: Option<PathBuf>,
+    /// A VAE that replaces the checkpoint's.
+    pub vae: Option<PathBuf>,
+}
+
+/// Numbers weights do not tell; each unset one is taken from the file's metadata or config.json, else from the family.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Overrides {
+    /// Groups of the U-Net's norms (32).
+    pub norm_groups: Option<usize>,
+    /// Groups of the VAE's norms (32).
+    pub vae_norm_groups: Option<usize>,
+    /// The U-Net's attention heads.
+    pub heads: Option<Heads>,
+    /// Heads of the text encoders (their width / 64).
+    pub text_heads: Option<usize>,
+    /// What the U-Net predicts.
+    pub prediction: Option<Prediction>,
+}
+
+/// A loaded model.
+pub struct Model {
+    /// Its family.
+    pub family: Family,
+    /// Its noise levels.
+    pub levels: Levels,
+    /// What the U-Net's output means.
+    pub prediction: Prediction,
+    /// Latents are multiplied by this before the U-Net sees them.
+    pub scale: f64,
+    /// The noise predictor.
+    pub unet: UNet,
+    /// The autoencoder.
+    pub vae: Vae,
+    clip_l: Option<Clip>,
+    clip_big: Option<Clip>, // H or G
+    weights: Weights,
+    params: Params,
+    device: Device,
+    vae_groups: usize,
+}
+
+/// Finds the vectors of a textual inversion: its name, and whether the big encoder (G, H) asks.
+pub type Find = dyn Fn(&str, bool) -> Option<Vec<Vec<f32>>> + Send + Sync;
+
+/// A prompt as the U-Net takes it.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// `(1, tokens, context)` f32.
+    pub context: Tensor,
+    /// `(1, d)` f32.
+    pub pooled: Tensor,
+}
+
+impl Model {
+    /// Loads a model; on the CPU everything is f32, elsewhere the networks are f16 and the VAE f32.
+    pub fn load(files: &ModelFiles, device: &Device, overrides: Overrides) -> Result<Self> {
+        let mut weights = Weights::default();
+        let mut overrides = overrides;
+        if files.checkpoint.is_dir() {
+            add_folder(&mut weights, &files.checkpoint, &mut overrides)?;
+        } else {
+            weights.add(&files.checkpoint, Part::Whole)?;
+        }
+        if let Some(path) = &files.unet {
+            weights.add(path, Part::UNet)?;
+        }
+        if let Some(path) = &files.vae {
+            weights.add(path, Part::Vae)?;
+        }
+        if !weights.has("unet.input_blocks.0.0.weight") {
+            return Err(Error::Weights("there is no U-Net in it".into()));
+        }
+        let family = if weights.has("unet.label_emb.0.0.weight") {
+            Family::Sdxl
+        } else if weights.has_prefix("clip_h.") {
+            Family::Sd2
+        } else {
+            Family::Sd1
+        };
+        let params = Params::default();
+        let network = if device.is_cpu() { DType::F32 } else { DType::F16 };
+        let at = |prefix: &str, dtype| Loader::new(&weights, &params, prefix, dtype, device);
+        let conv_projection = weights.names_under("unet.").any(|name| {
+            name.ends_with("proj_in.weight") && weights.shape(&format!("unet.{name}")).is_some_and(|s| s.len() == 4)
+        });
+        let heads = overrides
+            .heads
+            .or(weights.metadata_number("num_heads").map(Heads::Count));
+        let config = UNetConfig {
+            norm_groups: overrides
+                .norm_groups
+                .or(weights.metadata_number("norm_num_groups"))
+                .unwrap_or(32),
+            heads: heads.unwrap_or(if conv_projection {
+                Heads::Count(8)
+            } else {
+                Heads::Size(64)
+            }),
+        };
+        let vae_groups = overrides
+            .vae_norm_groups
+            .or(weights.metadata_number("vae_norm_num_groups"))
+            .unwrap_or(32);
+        let text_heads = overrides.text_heads.or(weights.metadata_number("text_num_heads"));
+        let clip = |name: &str, activation| -> Result<Option<Clip>> {
+            let Some(shape) = weights.shape(&format!("{name}.text_model.embeddings.token_embedding.weight")) else {
+                return Ok(None);
+            };
+            let heads = text_heads.unwrap_or(shape.last().copied().unwrap_or(0) / 64);
+            let config = ClipConfig { heads, activation };
+            Ok(Some(Clip::new(&at(&format!("{name}."), network), config)?))
+        };
+        let big = if family == Family::Sd2 { "clip_h" } else { "clip_g" };
+        let (clip_l, clip_big) = (clip("clip_l", Activation::QuickGelu)?, clip(big, Activation::GeluErf)?);
+        let complete = match family {
+            Family::Sd1 => clip_l.is_some(),
+            Family::Sd2 => clip_big.is_some(),
+            Family::Sdxl => clip_l.is_some() && clip_big.is_some(),
+        };
+        if !complete {
+            return Err(Error::Weights(format!("a text encoder of {family:?} is missing")));
+        }
+        let prediction = match overrides.prediction {
+            Some(prediction) => prediction,
+            None => prediction(&weights, family)?,
+        };
+        let unet = UNet::new(&at("unet.", network), config)?;
+        let vae = Vae::new(&at("vae.", DType::F32), vae_groups)?;
+        let levels = if weights.has("ztsnr") {
+            Levels::zero_terminal_snr()
+        } else {
+            Levels::stable_diffusion()
+        };
+        Ok(Self {
+            family,
+            levels,
+            prediction,
+            scale: if family == Family::Sdxl { 0.13025 } else { 0.18215 },
+            unet,
+            vae,
+            clip_l,
+            clip_big,
+            device: device.clone(),
+            weights,
+            params,
+            vae_groups,
+        })
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Reads the VAE anew in f32, for a picture that came out black.
+    pub fn fresh_vae(&self) -> Result<Vae> {
+        let params = Params::default();
+        let loader = Loader::new(&self.weights, &params, "vae.", DType::F32, &self.device);
+        Vae::new(&loader, self.vae_groups)
+    }
+
+    /// The weights in use, by name.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The weights as they lie in the files.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// Encodes a prompt without its negative part. `skip` is the layer from the end; `None` is the family's own choice:
+    /// the last but one for SDXL, else the last.
+    pub fn encode(&self, prompt: &str, skip: Option<usize>, find: &Find) -> Result<Encoded> {
+        let rows = |big: bool| -> Result<_> {
+            let fill = if big { 0 } else { END };
+            Ok((
+                tokens::rows(prompt, fill, &Finder { find, big })?,
+                tokens::empty_row(fill),
+            ))
+        };
+        let encode = |clip: &Option<Clip>, big: bool, layer: usize, norm: bool| -> Result<(Tensor, Tensor)> {
+            let clip = clip
+                .as_ref()
+                .ok_or_else(|| Error::Weights("a text encoder is missing".into()))?;
+            let (rows, empty) = rows(big)?;
+            encode_weighted(clip, &rows, &empty, layer, norm)
+        };
+        let (context, pooled) = match self.family {
+            Family::Sd1 => encode(&self.clip_l, false, skip.unwrap_or(1), true)?,
+            Family::Sd2 => encode(&self.clip_big, true, skip.unwrap_or(2), true)?,
+            Family::Sdxl => {
+                let layer = skip.unwrap_or(2);
+                let (l, _) = encode(&self.clip_l, false, layer, false)?;
+                let (g, pooled) = encode(&self.clip_big, true, layer, false)?;
+                let tokens = l.dim(1)?.min(g.dim(1)?);
+                (
+                    Tensor::cat(&[&l.narrow(1, 0, tokens)?, &g.narrow(1, 0, tokens)?], 2)?,
+                    pooled,
+                )
+            }
+        };
+        Ok(Encoded { context, pooled })
+    }
+
+    /// The label vector of SDXL: the pooled text and six sizes. `None` for other families.
+    pub fn label(&self, encoded: &Encoded, width: u32, height: u32) -> Result<Option<Tensor>> {
+        if self.family != Family::Sdxl {
+            return Ok(None);
+        }
+        let sizes = [height, width, 0, 0, height, width].map(|size| size as f32);
+        let sizes = timestep_embedding(&sizes, 256, &self.device)?.reshape((1, 6 * 256))?;
+        Ok(Some(Tensor::cat(&[&encoded.pooled, &sizes], 1)?))
+    }
+
+    /// The clean sample at `sigma` from the network's output for `x` (all f32, one shape).
+    pub fn clean(&self, x: &[f32], output: &[f32], sigma: f32) -> Vec<f32> {
+        let variance = sigma * sigma + 1.0;
+        match self.prediction {
+            Prediction::Epsilon => x.iter().zip(output).map(|(x, out)| x - out * sigma).collect(),
+            Prediction::V => {
+                let (keep, turn) = (1.0 / variance, sigma / variance.sqrt());
+                x.iter().zip(output).map(|(x, out)| x * keep - out * turn).collect()
+            }
+            Prediction::Flow => x.iter().zip(output).map(|(x, out)| x - out * sigma).collect(),
+        }
+    }
+}
+
+struct Finder<'a> {
+    find: &'a Find,
+    big: bool,
+}
+
+impl Embeddings for Finder<'_> {
+    fn find(&self, name: &str) -> Option<Vec<Vec<f32>>> {
+        (self.find)(name, self.big)
+    }
+}
+
+/// V where the file says so (SDXL) or where a bias of the last block spreads as it does in v-models (SD 2).
+fn prediction(weights: &Weights, family: Family) -> Result<Prediction> {
+    const TELLTALE: &str = "unet.output_blocks.11.1.transformer_blocks.0.norm1.bias";
+    if weights.has("v_pred") {
+        return Ok(Prediction::V);
+    }
+    if family == Family::Sd2 && weights.has(TELLTALE) {
+        let bias = weights.tensor(TELLTALE, DType::F32, &Device::Cpu)?.to_vec1::<f32>()?;
+        let n = bias.len().max(2) as f32;
+        let mean = bias.iter().sum::<f32>() / n;
+        let variance = bias.iter().map(|b| (b - mean) * (b - mean)).sum::<f32>() / (n - 1.0);
+        if variance.sqrt() > 0.09 {
+            return Ok(Prediction::V);
+        }
+    }
+    Ok(Prediction::Epsilon)
+}
+
+/// Adds the parts of a diffusers folder and takes from their config.json what the weights do not tell.
+fn add_folder(weights: &mut Weights, folder: &Path, overrides: &mut Overrides) -> Result<()> {
+    let config = |part: &str| -> serde_json::Value {
+        let text = std::fs::read(folder.join(part).join("config.json")).unwrap_or_default();
+        serde_json::from_slice(&text).unwrap_or_default()
+    };
+    let file = |part: &str| -> Result<PathBuf> {
+        let stems = ["diffusion_pytorch_model", "model"];
+        let names = stems
+            .iter()
+            .flat_map(|stem| [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")]);
+        names
+            .map(|name| folder.join(part).join(name))
+            .find(|path| path.is_file())
+            .ok_or_else(|| Error::Weights(format!("`{}` holds no weights for `{part}`", folder.display())))
+    };
+    let number = |value: &serde_json::Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
+    weights.add(&file("unet")?, Part::UNet)?;
+    weights.add(&file("vae")?, Part::Vae)?;
+    let (unet, text) = (config("unet"), config("text_encoder"));
+    overrides.norm_groups = overrides.norm_groups.or(number(&unet["norm_num_groups"]));
+    overrides.vae_norm_groups = overrides.vae_norm_groups.or(number(&config("vae")["norm_num_groups"]));
+    overrides.text_heads = overrides.text_heads.or(number(&text["num_attention_heads"]));
+    // diffusers calls the number of heads `attention_head_dim`; a list of them is one size of head at rising widths.
+    let heads = &unet["attention_head_dim"];
+    let listed = heads
+        .as_array()
+        .and_then(|heads| heads.iter().zip(unet["block_out_channels"].as_array()?).next_back())
+        .and_then(|(heads, width)| number(width)?.checked_div(number(heads)?).map(Heads::Size));
+    overrides.heads = overrides.heads.or(number(heads).map(Heads::Count)).or(listed);
+    let scheduler = std::fs::read(folder.join("scheduler/scheduler_config.json")).unwrap_or_default();
+    let scheduler: serde_json::Value = serde_json::from_slice(&scheduler).unwrap_or_default();
+    if scheduler["prediction_type"] == "v_prediction" {
+        overrides.prediction = overrides.prediction.or(Some(Prediction::V));
+    }
+    let second = folder.join("text_encoder_2").is_dir();
+    let quick = text["hidden_act"] == "quick_gelu";
+    let first = if second || quick { "clip_l" } else { "clip_h" };
+    weights.add(&file("text_encoder")?, Part::Text(first))?;
+    if second {
+        weights.add(&file("text_encoder_2")?, Part::Text("clip_g"))?;
+    }
+    Ok(())
+}

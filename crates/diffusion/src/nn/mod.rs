@@ -1,0 +1,6 @@
+//! The networks: text encoder, U-Net, VAE, and the layers they share.
+
+pub mod clip;
+mod layers;
+pub mod unet;
+pub mod vae;
