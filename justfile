@@ -4,6 +4,7 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 
 export LLAMA_LIB_PROFILE := "Release"
 export CMAKE_BUILD_PARALLEL_LEVEL := `nproc 2>/dev/null || echo 2`
+programs := env("CARGO_TARGET_DIR", "target") / "debug"
 export HORDE_WORKERS_MODELS := env("HORDE_WORKERS_MODELS", env("HOME") / ".cache/horde-workers/models")
 
 _default:
@@ -13,9 +14,10 @@ _default:
 demo worker="scribe" *args:
     just _demo-{{ worker }} {{ args }}
 
-_demo-scribe *args: (models "smollm2-135m-instruct")
-    cargo build -p scribe -p e2e --bins
-    cargo run -q -p e2e --bin demo -- scribe {{ args }}
+_demo-scribe *args:
+    cargo build -p scribe -p local-horde -p model-store -p e2e --bins
+    {{ programs }}/model-store pull smollm2-135m-instruct --to "$HORDE_WORKERS_MODELS"
+    {{ programs }}/demo scribe {{ args }}
 
 # Everything CI checks
 test: fmt lint compile _test-model unit doc deny
@@ -46,7 +48,7 @@ compile:
 
 # The model that tests read, fetched by the program that was just built
 _test-model:
-    "${CARGO_TARGET_DIR:-target}/debug/model-store" pull smollm2-135m-instruct --to "$HORDE_WORKERS_MODELS"
+    {{ programs }}/model-store pull smollm2-135m-instruct --to "$HORDE_WORKERS_MODELS"
 
 # All tests, end-to-end ones included
 unit *args:
