@@ -65,3 +65,21 @@ fn models_can_be_listed_and_a_wrong_name_is_answered_with_the_right_one() {
     let outcome: String = String::from_utf8_lossy(&verify.stdout).into_owned();
     assert!(outcome.contains(r#""state":"missing""#), "{outcome}");
 }
+
+#[test]
+fn a_pickle_is_converted_by_the_program_itself_with_an_empty_environment() {
+    let pickle = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../crates/model-store/tests/fixtures/torch/zip.pt"
+    );
+    let output = Command::new(env!("CARGO_BIN_EXE_scribe"))
+        .args(["models", "convert-pickle"])
+        .env_clear()
+        .stdin(std::fs::File::open(pickle).expect("a pickle"))
+        .output()
+        .expect("scribe runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let (length, rest) = output.stdout.split_at_checked(8).expect("a safetensors head");
+    let length = usize::try_from(u64::from_le_bytes(length.try_into().expect("8 bytes"))).expect("a length");
+    assert!(rest.len() > length && rest.starts_with(b"{"));
+}

@@ -27,6 +27,11 @@ pub fn main<P: Program>() -> ExitCode {
     let args: Vec<String> = std::env::args_os()
         .map(|arg| arg.to_string_lossy().into_owned())
         .collect();
+    // The reader of pickles is confined before it reads; no configuration, no thread and no environment come before it.
+    if args.get(1..).is_some_and(|rest| rest == ["models", "convert-pickle"]) {
+        let code = model_store::formats::sandbox::child_main();
+        return ExitCode::from(u8::try_from(code).unwrap_or(1));
+    }
     match program::<P>(&args) {
         Ok(code) => code,
         Err(stop) => {
