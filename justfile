@@ -30,6 +30,10 @@ bench-runtime *args:
 bench-scribe *args: (models "smollm2-135m-instruct")
     cargo run -q -p textgen --example bench-scribe -- "$HORDE_WORKERS_MODELS/text/SmolLM2-135M-Instruct.Q4_1.gguf" {{ args }}
 
+# Our CPU kernels beside candle's own operations: `just bench-kernels --json`
+bench-kernels *args:
+    cargo run -q -p tensor-ops --example bench-kernels -- {{ args }}
+
 # Diffusion against a manifest of reference cases (needs Python with numpy and Pillow): `just fidelity PATH`
 fidelity path *args:
     cargo run -q -p diffusion --bin fidelity -- {{ path }} {{ args }}

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use crate::widen::matmul;
+use crate::{cpu, widen::matmul};
 
 /// How many heads, which scale, which mask.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +52,18 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, how: &Attention<'_>) -> Res
         candle_core::bail!("attention over nothing: {n_query} queries, {n_key} keys");
     }
     let scale = how.scale.unwrap_or(1.0 / ((width / heads) as f64).sqrt());
+    if cpu::takes([q, k, v]) && how.mask.is_none_or(|mask| mask.device().is_cpu()) {
+        let full = (batch, heads, n_query, n_key);
+        let wide = |mask: &Tensor| mask.to_dtype(DType::F32)?.contiguous()?.broadcast_as(full);
+        let op = cpu::Attend {
+            heads,
+            scale: scale as f32,
+            mask: how.mask.map(wide).transpose()?,
+        };
+        return q
+            .contiguous()?
+            .apply_op3_no_bwd(&k.contiguous()?, &v.contiguous()?, &op);
+    }
     let split = |x: &Tensor, n: usize| -> Result<Tensor> {
         let size = x.dim(D::Minus1)? / heads;
         x.reshape((batch, n, heads, size))?.transpose(1, 2)?.contiguous() // (b, heads, n, size)

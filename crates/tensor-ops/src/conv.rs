@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::{Activation, widen::product_dtype};
+use crate::{Activation, cpu, widen::product_dtype};
 
 /// The geometry of a convolution; square in every respect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +41,22 @@ impl Conv {
     }
 }
 
+/// Rows and columns that padding may add; far above any network's.
+const MAX_BORDER: usize = 1 << 16;
+
 /// `x (b, ci, h, w)`, `weight (co, ci / groups, kh, kw)`, `bias (co)` -> `(b, co, h', w')`.
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: &Conv) -> Result<Tensor> {
+    conv2d_act(x, weight, bias, conv, Activation::None)
+}
+
+/// [`conv2d`] with an activation on its result.
+pub fn conv2d_act(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    conv: &Conv,
+    activation: Activation,
+) -> Result<Tensor> {
     let (_, c_in, height, width) = x.dims4()?;
     let (c_out, c_group, kernel_h, kernel_w) = weight.dims4()?;
     if conv.stride == 0 || conv.dilation == 0 || conv.groups == 0 {
@@ -55,8 +69,14 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: &Conv) -
             conv.groups
         );
     }
-    let reach = |kernel: usize| (kernel.max(1) - 1) * conv.dilation + 1;
-    if height + 2 * conv.padding < reach(kernel_h) || width + 2 * conv.padding < reach(kernel_w) {
+    if bias.is_some_and(|bias| bias.elem_count() != c_out) {
+        candle_core::bail!("a bias does not fit {c_out} output channels");
+    }
+    let reach = |kernel: usize| (kernel.max(1) - 1).saturating_mul(conv.dilation).saturating_add(1);
+    let Some(border) = conv.padding.checked_mul(2).filter(|n| *n <= MAX_BORDER) else {
+        candle_core::bail!("a padding of {} is too large", conv.padding);
+    };
+    if height + border < reach(kernel_h) || width + border < reach(kernel_w) {
         candle_core::bail!("a picture of {width}x{height} is smaller than the kernel {kernel_w}x{kernel_h}");
     }
     let (x, padding) = if conv.circular && conv.padding > 0 {
@@ -64,6 +84,15 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: &Conv) -
     } else {
         (x.clone(), conv.padding)
     };
+    if conv.groups == 1 && cpu::takes([&x, weight].into_iter().chain(bias)) {
+        let op = cpu::Convolve {
+            conv: Conv { padding, ..*conv },
+            activation,
+        };
+        return x
+            .contiguous()?
+            .apply_op3_no_bwd(&weight.contiguous()?, &cpu::bias_or_empty(bias)?, &op);
+    }
     let dtype = product_dtype(&x);
     let y = x
         .to_dtype(dtype)?
@@ -76,21 +105,11 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, conv: &Conv) -
             conv.groups,
         )?
         .to_dtype(x.dtype())?;
-    match bias {
-        Some(bias) => y.broadcast_add(&bias.reshape((1, c_out, 1, 1))?),
-        None => Ok(y),
-    }
-}
-
-/// [`conv2d`] with an activation on its result.
-pub fn conv2d_act(
-    x: &Tensor,
-    weight: &Tensor,
-    bias: Option<&Tensor>,
-    conv: &Conv,
-    activation: Activation,
-) -> Result<Tensor> {
-    activation.apply(&conv2d(x, weight, bias, conv)?)
+    let y = match bias {
+        Some(bias) => y.broadcast_add(&bias.reshape((1, c_out, 1, 1))?)?,
+        None => y,
+    };
+    activation.apply(&y)
 }
 
 /// Continues a picture by `n` rows and columns of its opposite edges.

@@ -3,10 +3,12 @@
 //! Every function takes and gives candle tensors of one dtype (f32, f16 or bf16) on one device. Shapes stand in each
 //! function's first lines; a shape that does not fit is an error, never a panic. Sums that decide accuracy (norms,
 //! softmax) are made in f32 whatever the dtype. Inputs need not be contiguous.
+//! On the CPU f32 has kernels of its own (`cpu`); every other device and dtype keeps candle's operations.
 
 mod activation;
 mod attention;
 mod conv;
+mod cpu;
 mod linear;
 mod norm;
 mod resample;

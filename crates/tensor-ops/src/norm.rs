@@ -2,6 +2,8 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
+use crate::cpu;
+
 /// The numbers of a group norm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GroupNorm {
@@ -20,6 +22,14 @@ pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, norm: &GroupNorm) 
         candle_core::bail!("{} groups do not divide the channels of {:?}", norm.groups, x.shape());
     }
     let (batch, channels) = (dims[0], dims[1]);
+    if weight.elem_count() != channels || bias.elem_count() != channels {
+        candle_core::bail!("weight or bias of a group norm do not fit {channels} channels");
+    }
+    if cpu::takes([x, weight, bias]) {
+        return x
+            .contiguous()?
+            .apply_op3_no_bwd(&weight.contiguous()?, &bias.contiguous()?, &cpu::NormGroups(*norm));
+    }
     let positions: usize = dims[2..].iter().product();
     let y = x
         .to_dtype(DType::F32)?
@@ -35,6 +45,16 @@ pub fn group_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, norm: &GroupNorm) 
 
 /// `x (.., n)`, `weight (n)`, `bias (n)` -> as `x`; normalised over the last dimension.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let n = x.dim(D::Minus1)?;
+    if weight.dims() != [n] || bias.dims() != [n] {
+        candle_core::bail!("weight or bias of a layer norm do not fit a width of {n}");
+    }
+    if cpu::takes([x, weight, bias]) {
+        let op = cpu::NormRows { eps };
+        return x
+            .contiguous()?
+            .apply_op3_no_bwd(&weight.contiguous()?, &bias.contiguous()?, &op);
+    }
     normalised(&x.to_dtype(DType::F32)?, eps)?
         .broadcast_mul(&weight.to_dtype(DType::F32)?)?
         .broadcast_add(&bias.to_dtype(DType::F32)?)?

@@ -2,6 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::cpu;
+
 /// `(b, c, h, w) -> (b, c, height, width)`, each output taking the input at `floor(position · h / height)`.
 pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (_, _, h, w) = x.dims4()?;
@@ -10,6 +12,9 @@ pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tenso
     }
     if h == 0 || w == 0 || height == 0 || width == 0 {
         candle_core::bail!("cannot resample {w}x{h} to {width}x{height}");
+    }
+    if cpu::takes([x]) {
+        return x.contiguous()?.apply_op1_no_bwd(&cpu::Nearest { height, width });
     }
     x.contiguous()?.upsample_nearest2d(height, width)
 }

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
+mod kernels;
+
 use candle_core::{DType, Device, Result, Tensor};
 use tensor_ops::{
     Activation, Attention, Conv, GroupNorm, attention, conv2d, conv2d_act, geglu, group_norm, layer_norm, linear,

@@ -1,0 +1,188 @@
+//! Convolution as a product of the kernel, in its own layout, with columns copied from the picture tile by tile.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
+use rayon::prelude::*;
+
+use super::matrix::{Place, Shared, View, multiply};
+use super::{numbers, scratch, simd, winograd, zeros};
+use crate::{Activation, Conv};
+
+/// Convolution of one group with zero padding, its bias (or an empty one) and activation.
+pub(crate) struct Convolve {
+    pub(crate) conv: Conv,
+    pub(crate) activation: Activation,
+}
+
+/// The sizes of one convolution.
+#[derive(Clone, Copy)]
+pub(super) struct Sizes {
+    pub(super) batch: usize,
+    pub(super) c_in: usize,
+    pub(super) height: usize,
+    pub(super) width: usize,
+    pub(super) c_out: usize,
+    pub(super) kernel_h: usize,
+    pub(super) kernel_w: usize,
+    pub(super) out_h: usize,
+    pub(super) out_w: usize,
+    pub(super) padding: usize,
+}
+
+/// What is done to each channel of a finished tile.
+#[derive(Clone, Copy)]
+pub(super) struct Finish<'a> {
+    pub(super) bias: &'a [f32],
+    pub(super) activation: Activation,
+}
+
+impl Finish<'_> {
+    pub(super) fn apply(&self, channel: usize, row: &mut [f32]) {
+        if let Some(bias) = self.bias.get(channel) {
+            simd::add(row, *bias);
+        }
+        simd::activate(row, self.activation);
+    }
+}
+
+/// Output pixels of a tile: its columns of a 3x3 kernel over 320 channels are 4 MB.
+const TILE: usize = 384;
+
+impl CustomOp3 for Convolve {
+    fn name(&self) -> &'static str {
+        "conv2d-f32"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (batch, c_in, height, width) = l1.shape().dims4()?;
+        let (c_out, _, kernel_h, kernel_w) = l2.shape().dims4()?;
+        let conv = &self.conv;
+        let outputs =
+            |size: usize, kernel: usize| (size + 2 * conv.padding - (kernel - 1) * conv.dilation - 1) / conv.stride + 1;
+        let sizes = Sizes {
+            batch,
+            c_in,
+            height,
+            width,
+            c_out,
+            kernel_h,
+            kernel_w,
+            out_h: outputs(height, kernel_h),
+            out_w: outputs(width, kernel_w),
+            padding: conv.padding,
+        };
+        let (x, weight) = (numbers(s1, l1)?, numbers(s2, l2)?);
+        let finish = Finish {
+            bias: numbers(s3, l3)?,
+            activation: self.activation,
+        };
+        let dims = (batch, c_out, sizes.out_h, sizes.out_w);
+        let mut out = zeros(&[batch, c_out, sizes.out_h, sizes.out_w])?;
+        if conv.stride == 1 && conv.dilation == 1 && winograd::pays(&sizes) {
+            winograd::convolve(x, weight, &sizes, finish, &mut out);
+        } else {
+            by_columns(x, weight, &sizes, (conv, finish), &mut out);
+        }
+        Ok((CpuStorage::F32(out), dims.into()))
+    }
+}
+
+fn by_columns(x: &[f32], weight: &[f32], sizes: &Sizes, (conv, finish): (&Conv, Finish<'_>), out: &mut [f32]) {
+    let pixels = sizes.out_h * sizes.out_w;
+    let depth = sizes.c_in * sizes.kernel_h * sizes.kernel_w;
+    let picture = sizes.c_in * sizes.height * sizes.width;
+    let threads = rayon::current_num_threads().max(1);
+    let tile = pixels.div_ceil(threads.div_ceil(sizes.batch)).clamp(16, TILE);
+    let tiles = pixels.div_ceil(tile);
+    // A 1x1 kernel's columns are the picture itself.
+    let direct = depth == sizes.c_in && conv.stride == 1 && conv.padding == 0;
+    let shared = Shared::new(out);
+    (0..sizes.batch * tiles).into_par_iter().for_each(|job| {
+        let (image, first) = (job / tiles, job % tiles * tile);
+        let n = tile.min(pixels - first);
+        let x = &x[image * picture..][..picture];
+        let at = image * sizes.c_out * pixels + first;
+        let place = Place {
+            shared: &shared,
+            at,
+            row: pixels,
+        };
+        let kernel = View {
+            numbers: weight,
+            row: depth,
+            column: 1,
+        };
+        let product = |columns: &[f32], row: usize| {
+            let columns = View {
+                numbers: columns,
+                row,
+                column: 1,
+            };
+            // SAFETY: each job writes pixels `first..first + n` of its own image, which no other job touches.
+            unsafe { multiply([sizes.c_out, n, depth], place, kernel, columns, 1) };
+        };
+        if direct {
+            product(&x[first..], pixels);
+        } else {
+            scratch(depth * n, |columns| {
+                gather(x, sizes, conv, first, columns);
+                product(columns, n);
+            });
+        }
+        for channel in 0..sizes.c_out {
+            // SAFETY: as above, and the product has ended.
+            finish.apply(channel, unsafe { shared.slice(at + channel * pixels, n) });
+        }
+    });
+}
+
+/// Fills `columns (c_in · kernel_h · kernel_w, n)` with the taps of the `n` output pixels from `first` on.
+fn gather(x: &[f32], sizes: &Sizes, conv: &Conv, first: usize, columns: &mut [f32]) {
+    let (height, width) = (sizes.height, sizes.width);
+    let taps = sizes.kernel_h * sizes.kernel_w;
+    let n = columns.len() / (sizes.c_in * taps);
+    for (index, line) in columns.chunks_exact_mut(n).enumerate() {
+        let (channel, tap) = (index / taps, index % taps);
+        let plane = &x[channel * height * width..][..height * width];
+        let (down, right) = (
+            tap / sizes.kernel_w * conv.dilation,
+            tap % sizes.kernel_w * conv.dilation,
+        );
+        let mut done = 0;
+        while done < n {
+            let (row, column) = ((first + done) / sizes.out_w, (first + done) % sizes.out_w);
+            let count = (sizes.out_w - column).min(n - done);
+            let part = &mut line[done..done + count];
+            done += count;
+            // Positions are counted in the padded picture, so that they stay unsigned.
+            let y = row * conv.stride + down;
+            if y < conv.padding || y >= height + conv.padding {
+                part.fill(0.0);
+                continue;
+            }
+            let source = &plane[(y - conv.padding) * width..][..width];
+            let start = column * conv.stride + right;
+            if conv.stride == 1 {
+                let before = conv.padding.saturating_sub(start).min(count);
+                let end = (width + conv.padding).saturating_sub(start).clamp(before, count);
+                part[..before].fill(0.0);
+                part[end..].fill(0.0);
+                if end > before {
+                    part[before..end].copy_from_slice(&source[start + before - conv.padding..][..end - before]);
+                }
+            } else {
+                for (step, v) in part.iter_mut().enumerate() {
+                    let position = (start + step * conv.stride).wrapping_sub(conv.padding);
+                    *v = source.get(position).copied().unwrap_or(0.0);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Kernels for f32 on the CPU, as candle custom operations; [`takes`] says for which tensors they stand.
+
+mod attention;
+mod conv;
+mod linear;
+mod matrix;
+mod norm;
+mod pointwise;
+mod simd;
+mod upsample;
+mod winograd;
+
+pub(crate) use attention::Attend;
+pub(crate) use conv::Convolve;
+pub(crate) use linear::Multiply;
+pub(crate) use norm::{NormGroups, NormRows};
+pub(crate) use pointwise::{Activate, Geglu};
+pub(crate) use upsample::Nearest;
+
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor};
+
+/// Whether every tensor is a non-empty f32 one in the processor's memory.
+pub(crate) fn takes<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
+    tensors
+        .into_iter()
+        .all(|x| x.device().is_cpu() && x.dtype() == DType::F32 && x.elem_count() > 0)
+}
+
+/// The bias as an operand of an operation: an empty tensor stands for none.
+pub(crate) fn bias_or_empty(bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => bias.contiguous(),
+        None => Tensor::zeros(0, DType::F32, &Device::Cpu),
+    }
+}
+
+/// The numbers of a contiguous f32 operand.
+fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => candle_core::bail!("a kernel's operand of {:?} is not contiguous", layout.shape()),
+    }
+}
+
+/// Zeros for a result; an error where the size cannot be counted.
+fn zeros(dims: &[usize]) -> Result<Vec<f32>> {
+    let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    match count.filter(|n| n.checked_mul(4).is_some_and(|bytes| bytes <= isize::MAX as usize)) {
+        Some(n) => Ok(vec![0.0; n]),
+        None => candle_core::bail!("a result of {dims:?} is too large"),
+    }
+}
+
+/// Lends `n` numbers of this thread's scratch memory, with whatever they held before.
+fn scratch<R>(n: usize, work: impl FnOnce(&mut [f32]) -> R) -> R {
+    thread_local! {
+        static KEPT: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    }
+    let mut numbers = KEPT.take();
+    if numbers.len() < n {
+        numbers = vec![0.0; n];
+    }
+    let result = work(&mut numbers[..n]);
+    KEPT.set(numbers);
+    result
+}

@@ -1,0 +1,297 @@
+//! Loops over slices that the compiler turns into vector code: AVX2 and FMA where the processor has them, plain Rust elsewhere.
+
+use crate::Activation;
+
+/// Defines `name` as the loop `body::<FMA>`, compiled twice and chosen when it runs.
+macro_rules! vectorised {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $kind:ty),*) $(-> $result:ty)? = $body:ident) => {
+        $(#[$doc])*
+        $vis fn $name($($arg: $kind),*) $(-> $result)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn wide($($arg: $kind),*) $(-> $result)? {
+                    $body::<true>($($arg),*)
+                }
+                if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+                    // SAFETY: the processor has just said that it has both features.
+                    return unsafe { wide($($arg),*) };
+                }
+            }
+            $body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
+        }
+    };
+}
+pub(super) use vectorised;
+
+/// `a * b + c`, in one rounding where that is one instruction.
+#[inline(always)]
+fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Horner's scheme, highest power first.
+#[inline(always)]
+fn polynomial<const FMA: bool, const N: usize>(x: f32, coefficients: [f32; N]) -> f32 {
+    let mut sum = coefficients[0];
+    for c in &coefficients[1..] {
+        sum = fma::<FMA>(sum, x, *c);
+    }
+    sum
+}
+
+/// `e^x` to about 2e-7 relative (the scheme of Cephes' expf); 0 below -87.3, held at `e^88` above 88; NaN stays NaN.
+#[inline(always)]
+fn exp<const FMA: bool>(x: f32) -> f32 {
+    // Adding 1.5 · 2^23 rounds to an integer that then stands in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let small = x < -87.3;
+    let x = if x > 88.0 { 88.0 } else { x };
+    let x = if small { -87.3 } else { x };
+    let shifted = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = fma::<FMA>(n, -0.693_359_4, x);
+    let r = fma::<FMA>(n, 2.121_944_4e-4, r);
+    let p = polynomial::<FMA, 6>(
+        r,
+        [
+            1.987_569_1e-4,
+            1.398_2e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            0.5,
+        ],
+    );
+    let y = fma::<FMA>(r * r, p, r) + 1.0;
+    let exponent = (shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(127)) << 23;
+    let y = y * f32::from_bits(exponent);
+    if small { 0.0 } else { y }
+}
+
+#[inline(always)]
+fn sigmoid<const FMA: bool>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<FMA>(-x))
+}
+
+#[inline(always)]
+fn silu<const FMA: bool>(x: f32) -> f32 {
+    x / (1.0 + exp::<FMA>(-x))
+}
+
+/// `x · (1 + erf(x / √2)) / 2`, relatively accurate in the tail too: there it is `x · erfc(|x| / √2) / 2`
+/// (the polynomials of Cephes' ndtrf, S. Moshier).
+#[inline(always)]
+fn gelu<const FMA: bool>(x: f32) -> f32 {
+    let z = x * std::f32::consts::FRAC_1_SQRT_2;
+    let a = z.abs();
+    let erf = z * polynomial::<FMA, 7>(
+        z * z,
+        [
+            7.853_861_4e-5,
+            -8.010_194e-4,
+            5.188_327_7e-3,
+            -2.685_381_2e-2,
+            1.128_358_5e-1,
+            -3.761_262_6e-1,
+            std::f32::consts::FRAC_2_SQRT_PI,
+        ],
+    );
+    let a_1 = if a > 1.0 { a } else { 1.0 };
+    let q = 1.0 / a_1;
+    let t = q * q;
+    let near = polynomial::<FMA, 9>(
+        t,
+        [
+            2.326_82e-2,
+            -1.387_039_4e-1,
+            3.687_424_7e-1,
+            -5.824_733e-1,
+            6.210_004_6e-1,
+            -4.944_515_3e-1,
+            3.404_88e-1,
+            -2.741_127e-1,
+            5.638_259_4e-1,
+        ],
+    );
+    let far = polynomial::<FMA, 8>(
+        t,
+        [
+            -10.477_664,
+            12.977_2,
+            -7.495_518_7,
+            2.921_019,
+            -1.015_265_3,
+            4.218_463_4e-1,
+            -2.820_767_4e-1,
+            5.641_895e-1,
+        ],
+    );
+    // x² / 2 in two parts, since rounding it would cost the tail three digits.
+    let square = 0.5 * f64::from(x) * f64::from(x);
+    let high = square as f32;
+    let low = (square - f64::from(high)) as f32;
+    let decay = exp::<FMA>(-high);
+    let decay = fma::<FMA>(-low, decay, decay);
+    let erfc = decay * q * if a < 2.0 { near } else { far };
+    let outside = if x < 0.0 { erfc } else { 2.0 - erfc };
+    0.5 * x * if a < 1.0 { 1.0 + erf } else { outside }
+}
+
+#[inline(always)]
+fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
+    for v in x {
+        *v = f(*v);
+    }
+}
+
+#[inline(always)]
+fn activate_loop<const FMA: bool>(x: &mut [f32], activation: Activation) {
+    match activation {
+        Activation::None => {}
+        Activation::Silu => each(x, silu::<FMA>),
+        Activation::GeluErf => each(x, gelu::<FMA>),
+        Activation::QuickGelu => each(x, |v| v * sigmoid::<FMA>(1.702 * v)),
+        Activation::Relu => each(x, |v| if v < 0.0 { 0.0 } else { v }),
+        Activation::LeakyRelu(slope) => {
+            let slope = slope as f32;
+            each(x, |v| if v < 0.0 { v * slope } else { v });
+        }
+        Activation::Sigmoid => each(x, sigmoid::<FMA>),
+        Activation::Tanh => each(x, f32::tanh),
+    }
+}
+vectorised! {
+    /// Applies the activation in place.
+    pub(super) fn activate(x: &mut [f32], activation: Activation) = activate_loop
+}
+
+#[inline(always)]
+fn geglu_loop<const FMA: bool>(x: &[f32], out: &mut [f32]) {
+    let (value, gate) = x.split_at(out.len());
+    for ((out, value), gate) in out.iter_mut().zip(value).zip(gate) {
+        *out = value * gelu::<FMA>(*gate);
+    }
+}
+vectorised! {
+    /// The first half of `x` times the gelu of its second.
+    pub(super) fn geglu_row(x: &[f32], out: &mut [f32]) = geglu_loop
+}
+
+/// Sums in 16 lanes of at most 256 numbers each, the lanes' sums in f64.
+#[inline(always)]
+fn sum_of(x: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    let mut total = 0f64;
+    for block in x.chunks(4096) {
+        let mut lanes = [0f32; 16];
+        let parts = block.chunks_exact(16);
+        total += parts.remainder().iter().map(|v| f64::from(f(*v))).sum::<f64>();
+        for part in parts {
+            for (lane, v) in lanes.iter_mut().zip(part) {
+                *lane += f(*v);
+            }
+        }
+        total += lanes.iter().map(|v| f64::from(*v)).sum::<f64>();
+    }
+    total
+}
+
+#[inline(always)]
+fn moments_loop<const FMA: bool>(x: &[f32]) -> (f64, f64) {
+    let n = x.len().max(1) as f64;
+    let mean = sum_of(x, |v| v) / n;
+    let centre = mean as f32;
+    // Two passes: the mean of squares minus the squared mean loses all digits of a narrow group far from 0.
+    let variance = sum_of(x, |v| (v - centre) * (v - centre)) / n;
+    (mean, variance)
+}
+vectorised! {
+    /// Mean and variance.
+    pub(super) fn moments(x: &[f32]) -> (f64, f64) = moments_loop
+}
+
+#[inline(always)]
+fn affine_loop<const FMA: bool>(x: &[f32], out: &mut [f32], centre: f32, scale: f32, shift: f32) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out = fma::<FMA>(*x - centre, scale, shift);
+    }
+}
+vectorised! {
+    /// `(x - centre) * scale + shift`.
+    pub(super) fn affine(x: &[f32], out: &mut [f32], centre: f32, scale: f32, shift: f32) = affine_loop
+}
+
+#[inline(always)]
+fn norm_row_loop<const FMA: bool>(x: &[f32], out: &mut [f32], weight: &[f32], bias: &[f32], eps: f64) {
+    let (mean, variance) = moments_loop::<FMA>(x);
+    let (mean, scale) = (mean as f32, (1.0 / (variance + eps).sqrt()) as f32);
+    for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+        *out = fma::<FMA>((x - mean) * scale, *weight, *bias);
+    }
+}
+vectorised! {
+    /// One row of a layer norm.
+    pub(super) fn norm_row(x: &[f32], out: &mut [f32], weight: &[f32], bias: &[f32], eps: f64) = norm_row_loop
+}
+
+#[inline(always)]
+fn add_loop<const FMA: bool>(x: &mut [f32], bias: f32) {
+    each(x, |v| v + bias);
+}
+vectorised! {
+    /// Adds one number to all.
+    pub(super) fn add(x: &mut [f32], bias: f32) = add_loop
+}
+
+#[inline(always)]
+fn add_row_loop<const FMA: bool>(x: &mut [f32], bias: &[f32]) {
+    for (x, bias) in x.iter_mut().zip(bias) {
+        *x += bias;
+    }
+}
+vectorised! {
+    /// Adds element by element.
+    pub(super) fn add_row(x: &mut [f32], bias: &[f32]) = add_row_loop
+}
+
+#[inline(always)]
+fn scale_loop<const FMA: bool>(x: &mut [f32], factor: f32) {
+    each(x, |v| v * factor);
+}
+vectorised! {
+    /// Multiplies all by one number.
+    pub(super) fn scale(x: &mut [f32], factor: f32) = scale_loop
+}
+
+#[inline(always)]
+fn softmax_loop<const FMA: bool>(x: &mut [f32]) -> f32 {
+    let mut tops = [f32::NEG_INFINITY; 16];
+    let parts = x.chunks_exact(16);
+    let mut top = parts.remainder().iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+    for part in parts {
+        for (top, v) in tops.iter_mut().zip(part) {
+            *top = if *v > *top { *v } else { *top };
+        }
+    }
+    for v in tops {
+        top = top.max(v);
+    }
+    let mut lanes = [0f32; 16];
+    let mut total = 0f32;
+    let mut parts = x.chunks_exact_mut(16);
+    for part in &mut parts {
+        for (lane, v) in lanes.iter_mut().zip(part) {
+            *v = exp::<FMA>(*v - top);
+            *lane += *v;
+        }
+    }
+    for v in parts.into_remainder() {
+        *v = exp::<FMA>(*v - top);
+        total += *v;
+    }
+    total + lanes.iter().sum::<f32>()
+}
+vectorised! {
+    /// Replaces each number by its exponential over that of the greatest; gives their sum.
+    pub(super) fn softmax_weights(x: &mut [f32]) -> f32 = softmax_loop
+}
