@@ -80,9 +80,6 @@ impl State {
                 .unwrap_or_default();
             params.insert("form".to_owned(), json!(name));
             self.requests.push(Request {
-                id: id.clone(),
-                kind: Kind::Alchemy,
-                owner: key.clone(),
                 body: body
                     .0
                     .iter()
@@ -90,17 +87,9 @@ impl State {
                     .map(|(name, value)| (name.clone(), value.clone()))
                     .collect(),
                 params,
-                models: Vec::new(),
-                n_waiting: 1,
-                n_asked: 1,
-                generations: Vec::new(),
-                touched: Instant::now(),
-                n_failures: 0,
-                faulted: false,
-                cancelled: false,
                 source: Some(source.clone()),
-                mask: None,
                 source_size,
+                ..Request::filed(&id, Kind::Alchemy, &key)
             });
         }
         Ok(Answer::json(202, &json!({ "id": id })))

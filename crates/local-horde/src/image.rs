@@ -77,22 +77,15 @@ impl State {
         }
         let id = self.new_id();
         self.requests.push(Request {
-            id: id.clone(),
-            kind: Kind::Image,
-            owner: key,
             models: body.texts("models")?,
             body: body.0,
             params,
             n_waiting: n,
             n_asked: n,
-            generations: Vec::new(),
-            touched: Instant::now(),
-            n_failures: 0,
-            faulted: false,
-            cancelled: false,
             source,
             mask,
             source_size,
+            ..Request::filed(&id, Kind::Image, &key)
         });
         Ok(Answer::json(202, &json!({ "id": id, "kudos": 0.0 })))
     }

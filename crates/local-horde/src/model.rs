@@ -134,6 +134,30 @@ pub struct Request {
     pub source_size: Option<(u32, u32)>,
 }
 
+impl Request {
+    /// One result to make, without source, model or parameters; whoever files it says the rest.
+    pub(crate) fn filed(id: &str, kind: Kind, owner: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            kind,
+            owner: owner.to_owned(),
+            body: Map::new(),
+            params: Map::new(),
+            models: Vec::new(),
+            n_waiting: 1,
+            n_asked: 1,
+            generations: Vec::new(),
+            touched: Instant::now(),
+            n_failures: 0,
+            faulted: false,
+            cancelled: false,
+            source: None,
+            mask: None,
+            source_size: None,
+        }
+    }
+}
+
 /// How a generation stands for the rules (the ledger keeps the book for tests).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {

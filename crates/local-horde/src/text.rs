@@ -80,22 +80,12 @@ impl State {
         }
         let id = self.new_id();
         self.requests.push(Request {
-            id: id.clone(),
-            kind: Kind::Text,
-            owner: key,
             models: body.texts("models")?,
             body: body.0,
             params,
             n_waiting: n,
             n_asked: n,
-            generations: Vec::new(),
-            touched: Instant::now(),
-            n_failures: 0,
-            faulted: false,
-            cancelled: false,
-            source: None,
-            mask: None,
-            source_size: None,
+            ..Request::filed(&id, Kind::Text, &key)
         });
         Ok(Answer::json(202, &json!({ "id": id, "kudos": 0.0 })))
     }
