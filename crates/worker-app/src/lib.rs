@@ -9,6 +9,7 @@ pub mod config;
 mod devices;
 pub mod display;
 mod logging;
+pub mod models;
 mod owner;
 pub mod program;
 mod sandbox;
