@@ -10,6 +10,7 @@ mod error;
 pub mod face;
 mod layers;
 pub mod nsfw;
+pub mod post;
 mod transformer;
 pub mod upscale;
 mod weights;

@@ -6,5 +6,6 @@ mod runner;
 
 mod faces;
 mod fidelity;
+mod post;
 mod robustness;
 mod upscalers;
