@@ -1,6 +1,7 @@
 //! Text encoders, noise, schedules, samplers and U-Net pipelines: a request becomes pictures. Knows no Horde and no network.
 
 pub mod adapter;
+pub mod embedding;
 mod error;
 mod layout;
 pub mod model;

@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use diffusion::{
     Error, Hires, ModelFiles, Overrides, Pipeline, Progress, Request, Result, Source,
     adapter::{self, Lora},
+    embedding::Embedding,
     model::Family,
     nn::unet::{Conditions, Heads},
     safetensors_file::SafetensorsFile,
@@ -173,15 +174,15 @@ fn load(options: &Options, manifest: &Value, name: &str) -> Result<Pipeline> {
     };
     let mut pipeline = Pipeline::load(&files, &Device::Cpu, overrides)?;
     let folder = options.root.join("models/embeddings");
+    let widths = [&["clip_l"][..], &["clip_h", "clip_g"]].map(|encoders| {
+        encoders.iter().find_map(|encoder| {
+            let name = format!("{encoder}.text_model.embeddings.token_embedding.weight");
+            pipeline.model().weights().shape(&name)?.last().copied()
+        })
+    });
     pipeline.embeddings = Box::new(move |name, big| {
-        let file = SafetensorsFile::open(&folder.join(format!("{name}.safetensors"))).ok()?;
-        let keys = if big {
-            ["clip_g", "emb_params"]
-        } else {
-            ["clip_l", "emb_params"]
-        };
-        let key = keys.into_iter().find(|key| file.shape(key).is_some())?;
-        file.tensor(key, DType::F32, &Device::Cpu).ok()?.to_vec2().ok()
+        let embedding = Embedding::open(&folder.join(format!("{name}.safetensors"))).ok()?;
+        embedding.vectors(big, widths[usize::from(big)]?)
     });
     Ok(pipeline)
 }
