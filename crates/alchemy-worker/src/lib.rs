@@ -10,4 +10,4 @@ pub mod forms;
 pub mod program;
 pub mod work;
 
-pub use program::Alchemist;
+pub use program::{Alchemist, AlchemistCommand};

@@ -1,7 +1,10 @@
 //! What makes the alchemist a program: its section, its checks, its files.
 
+use clap::Subcommand;
+use model_store::reference::Kind;
 use serde_json::Value;
-use worker_app::{Check, Choice, Common, Context, DeviceFound, NoCommand, Program, Stop};
+use worker_app::models::ModelsVerb;
+use worker_app::{Check, Choice, Common, Context, DeviceFound, Program, Stop};
 
 use crate::backend::{AlchemyBackend, BackendSettings};
 use crate::config::Config;
@@ -10,6 +13,27 @@ use crate::forms;
 
 /// The alchemist.
 pub struct Alchemist;
+
+/// The alchemist's own verbs.
+#[derive(Debug, Subcommand)]
+pub enum AlchemistCommand {
+    /// Fetch, list, verify and remove the files that forms need
+    ///
+    /// Names are those of the Horde's references, those that come with the workers, and those of `models.toml` in the
+    /// models directory.
+    Models(ModelsVerb),
+}
+
+/// Kinds of files that forms need.
+const KINDS: [Kind; 7] = [
+    Kind::Clip,
+    Kind::Blip,
+    Kind::Esrgan,
+    Kind::Gfpgan,
+    Kind::Codeformer,
+    Kind::SafetyChecker,
+    Kind::Miscellaneous,
+];
 
 impl Program for Alchemist {
     const NAME: &'static str = "alchemist";
@@ -23,7 +47,7 @@ impl Program for Alchemist {
     type Config = Config;
     type Backend = AlchemyBackend;
     type Engine = AlchemyEngine;
-    type Command = NoCommand;
+    type Command = AlchemistCommand;
 
     fn check(config: &Config, _common: &Common) -> Result<(), Stop> {
         let known = forms::KNOWN.each_ref().map(|f| f.as_str()).join(", ");
@@ -117,7 +141,8 @@ impl Program for Alchemist {
             .collect()
     }
 
-    fn command(command: NoCommand, _context: &Context<Self>) -> Result<(), Stop> {
-        match command {}
+    fn command(command: AlchemistCommand, context: &Context<Self>) -> Result<(), Stop> {
+        let AlchemistCommand::Models(verb) = command;
+        worker_app::models::run(&verb, &KINDS, &context.common, Vec::new())
     }
 }
