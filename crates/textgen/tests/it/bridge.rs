@@ -48,7 +48,11 @@ fn serve(stream: TcpStream, answer: fn(&str) -> Option<String>, notes: &Asked) {
         .push((path.clone(), serde_json::from_slice(&body).unwrap_or_default()));
     let stream = reader.get_mut();
     match answer(&path) {
-        Some(text) if text.is_empty() => write!(stream, "HTTP/1.1 404 None\r\ncontent-length: 0\r\n\r\n").unwrap(),
+        Some(text) if text.is_empty() => write!(
+            stream,
+            "HTTP/1.1 404 None\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+        )
+        .unwrap(),
         Some(text) => {
             write!(
                 stream,
