@@ -13,6 +13,7 @@ use vision::blip::{Blip, BlipConfig, CaptionSettings, Captioner, Search};
 use vision::clip::{Clip, ClipConfig, ClipTokenizer, Interrogator, WordList};
 use vision::face::{FaceDetector, FaceRestorer, RestoreSettings, restore_faces};
 use vision::nsfw::{OpenNsfw, SdSafetyChecker};
+use vision::post::fits_result;
 use vision::upscale::{Tiling, Upscaler};
 use vision::{Device, VisionError, Weights};
 use worker_runtime::backend::{Engine, EngineReport, Fault, JobContext};
@@ -58,9 +59,6 @@ enum Network {
     Checker(SdSafetyChecker),
     OpenNsfw(OpenNsfw),
 }
-
-/// Largest result in pixels: 8192×8192 of RGB are 201 MB, and WebP ends at 16383 a side.
-const MAX_RESULT_PIXELS: u64 = 8192 * 8192;
 
 impl AlchemyEngine {
     /// Finds the forms whose files are there and can be opened.
@@ -142,7 +140,7 @@ impl AlchemyEngine {
                 let Some(Ok(Network::Upscaler(net))) = cell.get() else {
                     return Err(mixed_up());
                 };
-                fits_result(&picture, net.scale())?;
+                fits_result(picture.width(), picture.height(), net.scale()).map_err(fault)?;
                 net.upscale(&picture, Tiling::default(), &mut progress).map_err(fault)?
             }
             Task::Strip(path) => {
@@ -292,16 +290,6 @@ fn config_json(folder: &Path) -> Result<Option<String>, VisionError> {
             reason: e.to_string(),
         }),
     }
-}
-
-fn fits_result(picture: &Picture, scale: usize) -> Result<(), Fault> {
-    let scale = scale as u64;
-    let pixels = u64::from(picture.width()) * u64::from(picture.height()) * scale * scale;
-    let longer = u64::from(picture.width().max(picture.height())) * scale;
-    if pixels > MAX_RESULT_PIXELS || longer > 16383 {
-        return Err(Fault::of_job(format!("the result would be too large: {pixels} pixels")));
-    }
-    Ok(())
 }
 
 fn fault(error: VisionError) -> Fault {

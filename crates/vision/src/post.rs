@@ -48,11 +48,6 @@ pub const MAX_RESULT_PIXELS: u64 = 8192 * 8192;
 /// Longest side of a result in pixels: where WebP ends.
 pub const MAX_RESULT_SIDE: u64 = 16383;
 
-/// What a name does; `None` for a name the Horde does not have.
-pub fn kind(name: &str) -> Option<Kind> {
-    NAMES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
-}
-
 /// Gives loaded networks by the Horde's name. Errors are passed on by [`chain`] as they are.
 pub trait Networks {
     /// The detector and the restorer of a name of [`Kind::Faces`].
