@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use crate::{Error, Result, model::Model, safetensors_file::SafetensorsFile};
+use crate::{Error, Result, safetensors_file::SafetensorsFile};
 
 /// Most vectors of one inversion; a chunk of the encoder has 75.
 const MAX_VECTORS: usize = 75;
@@ -57,23 +57,6 @@ impl Embedding {
             first: vectors.clone(),
             big: vectors,
         })
-    }
-
-    /// The vectors for one of `model`'s encoders (`big` is OpenCLIP's H or G, else CLIP-L), where it has any of their width.
-    pub fn for_model(&self, model: &Model, big: bool) -> Option<Vec<Vec<f32>>> {
-        let encoders: &[&str] = if big { &["clip_h", "clip_g"] } else { &["clip_l"] };
-        let width = encoders.iter().find_map(|encoder| {
-            let shape = model
-                .weights()
-                .shape(&format!("{encoder}.text_model.embeddings.token_embedding.weight"))?;
-            shape.last().copied()
-        })?;
-        self.vectors(big, width)
-    }
-
-    /// Whether `model` can read it at all.
-    pub fn fits(&self, model: &Model) -> bool {
-        [false, true].iter().any(|big| self.for_model(model, *big).is_some())
     }
 
     /// The vectors for one encoder: `big` is OpenCLIP's H or G, else CLIP-L. `None` where it has none, or where they are

@@ -206,6 +206,15 @@ impl Model {
         &self.weights
     }
 
+    /// Numbers per token in one of the text encoders (`big` is OpenCLIP's H or G, else CLIP-L); `None` where there is none.
+    pub fn token_width(&self, big: bool) -> Option<usize> {
+        let encoders: &[&str] = if big { &["clip_h", "clip_g"] } else { &["clip_l"] };
+        encoders.iter().find_map(|encoder| {
+            let name = format!("{encoder}.text_model.embeddings.token_embedding.weight");
+            self.weights.shape(&name)?.last().copied()
+        })
+    }
+
     /// Encodes a prompt without its negative part. `skip` is the layer from the end; `None` is the family's own choice:
     /// the last but one for SDXL, else the last.
     pub fn encode(&self, prompt: &str, skip: Option<usize>, find: &Find) -> Result<Encoded> {

@@ -174,12 +174,7 @@ fn load(options: &Options, manifest: &Value, name: &str) -> Result<Pipeline> {
     };
     let mut pipeline = Pipeline::load(&files, &Device::Cpu, overrides)?;
     let folder = options.root.join("models/embeddings");
-    let widths = [&["clip_l"][..], &["clip_h", "clip_g"]].map(|encoders| {
-        encoders.iter().find_map(|encoder| {
-            let name = format!("{encoder}.text_model.embeddings.token_embedding.weight");
-            pipeline.model().weights().shape(&name)?.last().copied()
-        })
-    });
+    let widths = [false, true].map(|big| pipeline.model().token_width(big));
     pipeline.embeddings = Box::new(move |name, big| {
         let embedding = Embedding::open(&folder.join(format!("{name}.safetensors"))).ok()?;
         embedding.vectors(big, widths[usize::from(big)]?)
