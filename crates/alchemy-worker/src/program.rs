@@ -143,6 +143,6 @@ impl Program for Alchemist {
 
     fn command(command: AlchemistCommand, context: &Context<Self>) -> Result<(), Stop> {
         let AlchemistCommand::Models(verb) = command;
-        worker_app::models::run(&verb, &KINDS, &context.common, Vec::new())
+        worker_app::models::run(&verb, &KINDS, context)
     }
 }

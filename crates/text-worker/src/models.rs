@@ -19,5 +19,5 @@ pub enum ScribeCommand {
 /// Runs one of scribe's own verbs.
 pub(crate) fn run(command: &ScribeCommand, context: &Context<Scribe>) -> Result<(), Stop> {
     let ScribeCommand::Models(verb) = command;
-    worker_app::models::run(verb, &[Kind::Text], &context.common, Vec::new())
+    worker_app::models::run(verb, &[Kind::Text], context)
 }

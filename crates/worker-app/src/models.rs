@@ -7,9 +7,8 @@ use model_store::command::{self, CommandError, ModelsCommand, Outcome};
 use model_store::fetch::{Bars, Control, Downloader, FetchSettings, HttpSettings, JsonLines, Progress};
 use model_store::reference::{Catalogue, Kind, load, local};
 use model_store::store::{State, Store};
-use model_store::token::HostToken;
 
-use crate::config::Common;
+use crate::program::{Context, Program};
 use crate::stop::Stop;
 
 /// `models` as a verb: put it into a program's own commands as `Models(ModelsVerb)`.
@@ -23,39 +22,20 @@ pub struct ModelsVerb {
     json: bool,
 }
 
-/// Models of these kinds that are known without asking anybody: the references' last copies in `references` of the
-/// models directory (or the snapshots inside this program), those that come with the programs, and the owner's
-/// `models.toml`, which comes last and replaces others of its names.
-pub fn known(kinds: &[Kind], models_dir: &Path) -> Result<Catalogue, Stop> {
-    let mut all = load::load_offline(kinds, &references(models_dir));
-    all.merge(own(models_dir)?);
-    Ok(of_kinds(&all, kinds))
-}
-
-/// Where copies of references are kept.
-pub fn references(models_dir: &Path) -> std::path::PathBuf {
-    models_dir.join("references")
-}
-
-/// A downloader by the owner's proxy, with secrets for the hosts they belong to.
-pub fn downloader(common: &Common, tokens: Vec<HostToken>) -> Result<Downloader, Stop> {
-    Downloader::new(FetchSettings {
+/// Runs the verb over the models of `kinds`: those of the references, those that come with the programs, and the owner's
+/// `models.toml`, which replaces others of its names. The references' last copies in `references` of the models directory
+/// (or the snapshots inside this program) are enough unless a name is unknown or the whole list is wanted.
+pub fn run<P: Program>(verb: &ModelsVerb, kinds: &[Kind], context: &Context<P>) -> Result<(), Stop> {
+    let (common, models_dir) = (&context.common, &context.models_dir);
+    let store = Store::new(models_dir);
+    let downloader = Downloader::new(FetchSettings {
         http: HttpSettings {
             proxy: common.proxy.clone(),
-            tokens,
-            // Whoever serves a Horde on this machine may have a mirror of the models here too.
-            private_network: common.is_on_loopback(),
             ..HttpSettings::default()
         },
         ..FetchSettings::default()
     })
-    .map_err(|error| Stop::failed(error.to_string()))
-}
-
-/// Runs the verb over the models of `kinds`; the references are asked for anew first, unless only what is there is wanted.
-pub fn run(verb: &ModelsVerb, kinds: &[Kind], common: &Common, tokens: Vec<HostToken>) -> Result<(), Stop> {
-    let store = Store::new(&common.models_dir);
-    let downloader = downloader(common, tokens)?;
+    .map_err(|error| Stop::failed(error.to_string()))?;
     let progress: Box<dyn Progress> = if verb.json {
         Box::new(JsonLines::new(std::io::stdout()))
     } else {
@@ -67,7 +47,15 @@ pub fn run(verb: &ModelsVerb, kinds: &[Kind], common: &Common, tokens: Vec<HostT
         .enable_all()
         .build()
         .map_err(|error| Stop::failed(format!("the runtime cannot be started: {error}")))?;
-    let mut catalogue = known(kinds, &common.models_dir)?;
+    let references = models_dir.join("references");
+    // The text reference names models without saying where their files are.
+    let with_files: Vec<Kind> = kinds.iter().copied().filter(|kind| *kind != Kind::Text).collect();
+    let own = own(models_dir)?;
+    let joined = |mut all: Catalogue| {
+        all.merge(own.clone());
+        of_kinds(&all, kinds)
+    };
+    let mut catalogue = joined(load::load_offline(&with_files, &references));
     let outcome = runtime.block_on(async {
         let on_interrupt = control.clone();
         // What has arrived is kept; the next pull goes on there.
@@ -76,14 +64,14 @@ pub fn run(verb: &ModelsVerb, kinds: &[Kind], common: &Common, tokens: Vec<HostT
                 on_interrupt.stop();
             }
         });
-        if wants_news(&verb.command, kinds, &catalogue, common) {
+        // A Horde on this machine has no references.
+        if !with_files.is_empty() && !common.is_on_loopback() && wants_news(&verb.command, &catalogue) {
             let settings = load::ReferenceSettings::default();
-            let loaded = load::load(kinds, &settings, &references(&common.models_dir), &downloader).await;
+            let loaded = load::load(&with_files, &settings, &references, &downloader).await;
             for problem in &loaded.problems {
                 tracing::debug!(problem, "a reference could not be had");
             }
-            catalogue = of_kinds(&loaded.catalogue, kinds);
-            catalogue.merge(of_kinds(&own(&common.models_dir)?, kinds));
+            catalogue = joined(loaded.catalogue);
         }
         let place = command::Context {
             store: &store,
@@ -101,22 +89,16 @@ pub fn run(verb: &ModelsVerb, kinds: &[Kind], common: &Common, tokens: Vec<HostT
     };
     // A reader that left is no error.
     let _ = std::io::stdout().write_all(text.as_bytes());
-    judged(&outcome)
+    judged(&outcome, P::NAME)
 }
 
-/// Whether the references are worth asking: a name nobody here knows, or the whole list. Never for a Horde on this
-/// machine, which has none.
-fn wants_news(command: &ModelsCommand, kinds: &[Kind], catalogue: &Catalogue, common: &Common) -> bool {
-    let unknown = |names: &[String]| names.iter().any(|name| catalogue.find(name).is_none());
-    // The text reference names models without saying where their files are.
-    let helps = kinds.iter().any(|kind| *kind != Kind::Text);
-    helps
-        && !common.is_on_loopback()
-        && match command {
-            ModelsCommand::List { all } => *all,
-            ModelsCommand::Pull { names } => unknown(names),
-            _ => false,
-        }
+/// Whether the references are worth asking: a name nobody here knows, or the whole list.
+fn wants_news(command: &ModelsCommand, catalogue: &Catalogue) -> bool {
+    match command {
+        ModelsCommand::List { all } => *all,
+        ModelsCommand::Pull { names } => names.iter().any(|name| catalogue.find(name).is_none()),
+        _ => false,
+    }
 }
 
 fn own(models_dir: &Path) -> Result<Catalogue, Stop> {
@@ -131,12 +113,9 @@ fn own(models_dir: &Path) -> Result<Catalogue, Stop> {
     }
 }
 
-/// Models of these kinds that have files.
 fn of_kinds(all: &Catalogue, kinds: &[Kind]) -> Catalogue {
     let mut wanted = Catalogue::default();
-    let models = all
-        .models()
-        .filter(|model| kinds.contains(&model.kind) && !model.files.is_empty());
+    let models = all.models().filter(|model| kinds.contains(&model.kind));
     models.for_each(|model| wanted.insert(model.clone()));
     wanted
 }
@@ -153,15 +132,16 @@ fn stop(error: CommandError) -> Stop {
 }
 
 /// A check that found something wrong is a failure for whoever called it from a script.
-fn judged(outcome: &Outcome) -> Result<(), Stop> {
+fn judged(outcome: &Outcome, program: &str) -> Result<(), Stop> {
     match outcome {
         Outcome::Verify(reports) => {
             let bad = |state| !matches!(state, State::Verified | State::Present);
             match reports.iter().filter(|report| bad(report.state)).count() {
                 0 => Ok(()),
                 bad => Err(
-                    Stop::failed(format!("{bad} of {} files are not as they should be", reports.len()))
-                        .hint("`models pull NAME` fetches what is missing or broken"),
+                    Stop::failed(format!("{bad} of {} files are not as they should be", reports.len())).hint(format!(
+                        "`{program} models pull NAME` fetches what is missing or broken"
+                    )),
                 ),
             }
         }
