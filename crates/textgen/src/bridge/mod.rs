@@ -75,7 +75,7 @@ pub struct BridgeEngine {
 }
 
 /// How long what the backend said of itself is believed.
-const BELIEVED: Duration = Duration::from_secs(10);
+const BELIEVED: Duration = Duration::from_secs(2);
 /// For questions that need no computing.
 const QUICK: Duration = Duration::from_secs(5);
 /// How often a running request looks at its watch.
@@ -331,7 +331,12 @@ impl TextEngine for BridgeEngine {
     fn generate(&self, request: TextRequest, watch: &dyn Watch) -> Result<TextAnswer, TextError> {
         let request = request.clamped();
         self.facts()?;
-        self.runtime().block_on(self.stream(&request, watch))
+        let answer = self.runtime().block_on(self.stream(&request, watch));
+        if matches!(answer, Err(TextError::Unavailable(_))) {
+            // Whoever asks next is not told that it is there.
+            *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        answer
     }
 }
 
