@@ -3,9 +3,11 @@
 
 mod bridge;
 mod gguf;
+mod llama_server;
 mod models;
 #[cfg(feature = "llama")]
 mod peer;
+mod real_backend;
 #[cfg(feature = "llama")]
 mod real_model;
 mod samplers;

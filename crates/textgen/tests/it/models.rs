@@ -10,10 +10,10 @@ pub fn smollm2() -> PathBuf {
             let home = std::env::var_os("HOME").expect("HOME is set");
             PathBuf::from(home).join(".cache/horde-workers/models")
         });
-    let path = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let path = folder.join("text/SmolLM2-135M-Instruct.Q4_1.gguf");
     assert!(
         path.exists(),
-        "`{}` is missing; hint: `./x models` fetches it",
+        "`{}` is missing; hint: `./x models smollm2-135m-instruct` fetches it",
         path.display()
     );
     path
