@@ -263,7 +263,7 @@ fn paths_begin_at_home_and_state_and_models_have_places() {
 fn the_files_in_configs_load_and_share_their_common_part() {
     let configs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs");
     let mut common_parts = Vec::new();
-    for name in ["scribe", "alchemist"] {
+    for name in ["scribe", "alchemist", "dreamer"] {
         let path = configs.join(format!("{name}.toml"));
         let text = std::fs::read_to_string(&path).unwrap();
         let mut house = House::new();

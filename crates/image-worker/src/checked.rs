@@ -1,0 +1,208 @@
+//! The one way from a picture to something that may be handed in: a look at what it shows.
+
+use horde_client::metadata::{Metadata, MetadataType, MetadataValue, State};
+use imaging::{Picture, WebpOptions, encode_webp};
+use serde_bytes::ByteBuf;
+use worker_runtime::backend::Fault;
+
+use crate::replacement::replacement;
+use crate::work::{Made, Output};
+
+/// What a checker says of a picture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rating {
+    /// For everybody.
+    Clean,
+    /// Not safe for work.
+    Nsfw,
+    /// Sexual, and somebody in it may be under age.
+    Csam,
+}
+
+/// What a checker is told besides the picture.
+#[derive(Clone, Copy)]
+pub struct About<'a> {
+    /// The whole prompt, the negative part after `###`.
+    pub prompt: &'a str,
+    /// The reference flags the model.
+    pub is_nsfw_model: bool,
+    /// Style of the model as the reference has it: `anime`, `realistic`, …
+    pub style: &'a str,
+}
+
+/// Looks at finished pictures.
+pub trait Checker: Send + Sync {
+    /// What the picture shows.
+    ///
+    /// # Errors
+    /// It could not be told; the picture is then never handed in.
+    fn rate(&self, picture: &Picture, about: About<'_>) -> Result<Rating, String>;
+}
+
+/// What stands between a picture and its upload.
+pub enum Gate {
+    /// Every picture is looked at.
+    Checker(Box<dyn Checker>),
+    /// None is: a Horde on this machine, and the owner said so.
+    UncheckedOnLoopback,
+}
+
+/// What is done with what was found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Pictures not safe for work are replaced: the requester or the owner wants none.
+    pub censors: bool,
+    /// The prompt has a word of the owner's list.
+    pub has_censored_word: bool,
+}
+
+/// A picture that was looked at, or the one in its place.
+pub struct Checked {
+    picture: Picture,
+    state: State,
+    note: Option<Metadata>,
+}
+
+impl Gate {
+    /// Looks at a picture, replaces it where that is due.
+    ///
+    /// # Errors
+    /// The checker failed. There is no way to hand the picture in then.
+    pub fn pass(&self, picture: Picture, about: About<'_>, policy: Policy) -> Result<Checked, Fault> {
+        let rating = match self {
+            Self::Checker(checker) => checker
+                .rate(&picture, about)
+                .map_err(|reason| Fault::of_worker(format!("the content check failed: {reason}")))?,
+            Self::UncheckedOnLoopback => Rating::Clean,
+        };
+        let censors = policy.censors || policy.has_censored_word;
+        let rating = if policy.has_censored_word {
+            rating.max(Rating::Nsfw)
+        } else {
+            rating
+        };
+        let note = |kind, value| Some(Metadata::new(kind, value, None));
+        let size = (picture.width(), picture.height());
+        Ok(match rating {
+            Rating::Csam => Checked {
+                picture: replacement(rating, size),
+                state: State::Csam,
+                note: note(MetadataType::Censorship, MetadataValue::Csam),
+            },
+            Rating::Nsfw if censors => Checked {
+                picture: replacement(rating, size),
+                state: State::Censored,
+                note: note(MetadataType::Censorship, MetadataValue::Nsfw),
+            },
+            Rating::Nsfw => Checked {
+                picture,
+                state: State::Ok,
+                note: note(MetadataType::Information, MetadataValue::Nsfw),
+            },
+            Rating::Clean => Checked {
+                picture,
+                state: State::Ok,
+                note: None,
+            },
+        })
+    }
+}
+
+impl Checked {
+    /// Packs the picture as the Horde takes it: WebP, with alpha where there is some.
+    pub fn into_output(self, mut notes: Vec<Metadata>, made: Made) -> Result<Output, Fault> {
+        let webp = encode_webp(&self.picture, WebpOptions::default())
+            .map_err(|error| Fault::of_worker(format!("the picture could not be encoded: {error}")))?;
+        // First of all: the Horde looks at no more than fifty.
+        notes.splice(0..0, self.note);
+        Ok(Output {
+            webp: ByteBuf::from(webp),
+            state: self.state,
+            notes,
+            made,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Says(Result<Rating, String>);
+
+    impl Checker for Says {
+        fn rate(&self, _: &Picture, _: About<'_>) -> Result<Rating, String> {
+            self.0.clone()
+        }
+    }
+
+    const ABOUT: About<'static> = About {
+        prompt: "a cat",
+        is_nsfw_model: false,
+        style: "generalist",
+    };
+    const SEEN: [u8; 3] = [9, 200, 9];
+
+    fn passed(says: Result<Rating, String>, censors: bool, has_censored_word: bool) -> Result<Checked, Fault> {
+        let policy = Policy {
+            censors,
+            has_censored_word,
+        };
+        Gate::Checker(Box::new(Says(says))).pass(Picture::filled(64, 64, SEEN), ABOUT, policy)
+    }
+
+    fn check(
+        rating: Rating,
+        censors: bool,
+        word: bool,
+        expected: (State, Option<(MetadataType, MetadataValue)>, bool),
+    ) {
+        let checked = passed(Ok(rating), censors, word).unwrap();
+        let is_original = checked.picture.rgb_at(32, 32) == Some(SEEN) && checked.picture.rgb_at(0, 0) == Some(SEEN);
+        let note = checked.note.map(|note| (note.kind, note.value));
+        assert_eq!(
+            (checked.state, note, is_original),
+            expected,
+            "{rating:?} {censors} {word}"
+        );
+    }
+
+    #[test]
+    fn the_policy_is_that_of_the_horde() {
+        use MetadataType::{Censorship, Information};
+        check(Rating::Clean, false, false, (State::Ok, None, true));
+        check(Rating::Clean, true, false, (State::Ok, None, true));
+        check(
+            Rating::Nsfw,
+            false,
+            false,
+            (State::Ok, Some((Information, MetadataValue::Nsfw)), true),
+        );
+        check(
+            Rating::Nsfw,
+            true,
+            false,
+            (State::Censored, Some((Censorship, MetadataValue::Nsfw)), false),
+        );
+        check(
+            Rating::Clean,
+            false,
+            true,
+            (State::Censored, Some((Censorship, MetadataValue::Nsfw)), false),
+        );
+        for (censors, word) in [(false, false), (true, false), (false, true)] {
+            check(
+                Rating::Csam,
+                censors,
+                word,
+                (State::Csam, Some((Censorship, MetadataValue::Csam)), false),
+            );
+        }
+    }
+
+    #[test]
+    fn a_checker_that_fails_lets_nothing_through() {
+        let fault = passed(Err("no memory".into()), false, false).map(drop).unwrap_err();
+        assert!(fault.ours && fault.reason.contains("no memory"));
+    }
+}

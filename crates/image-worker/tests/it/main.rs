@@ -1,0 +1,3 @@
+//! The promises of the image worker.
+
+mod configuration;
