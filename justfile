@@ -19,6 +19,10 @@ _demo-scribe *args:
     {{ programs }}/model-store pull smollm2-135m-instruct --to "$HORDE_WORKERS_MODELS"
     {{ programs }}/demo scribe {{ args }}
 
+_demo-dreamer *args:
+    cargo build -p dreamer -p local-horde -p e2e --bins
+    {{ programs }}/demo dreamer {{ args }}
+
 # Everything CI checks
 test: fmt lint compile _test-model unit doc deny
 

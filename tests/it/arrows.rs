@@ -30,7 +30,20 @@ const ARROWS: &[(&str, &[&str])] = &[
             "model-store",
         ],
     ),
+    (
+        "image-worker",
+        &[
+            "horde-client",
+            "worker-runtime",
+            "worker-app",
+            "diffusion",
+            "vision",
+            "imaging",
+            "model-store",
+        ],
+    ),
     ("local-horde", &["horde-client"]),
+    ("dreamer", &["image-worker", "worker-app"]),
     ("scribe", &["text-worker", "worker-app"]),
     ("alchemist", &["alchemy-worker", "worker-app"]),
 ];

@@ -1,4 +1,5 @@
 //! The promises of whole workers, one file each.
 
 mod arrows;
+mod dreamer;
 mod scribe;

@@ -48,14 +48,8 @@ pub fn run<P: Program>(verb: &ModelsVerb, kinds: &[Kind], context: &Context<P>) 
         .build()
         .map_err(|error| Stop::failed(format!("the runtime cannot be started: {error}")))?;
     let references = models_dir.join("references");
-    // The text reference names models without saying where their files are.
-    let with_files: Vec<Kind> = kinds.iter().copied().filter(|kind| *kind != Kind::Text).collect();
-    let own = own(models_dir)?;
-    let joined = |mut all: Catalogue| {
-        all.merge(own.clone());
-        of_kinds(&all, kinds)
-    };
-    let mut catalogue = joined(load::load_offline(&with_files, &references));
+    let with_files = with_files(kinds);
+    let mut catalogue = catalogue(models_dir, kinds)?;
     let outcome = runtime.block_on(async {
         let on_interrupt = control.clone();
         // What has arrived is kept; the next pull goes on there.
@@ -71,7 +65,7 @@ pub fn run<P: Program>(verb: &ModelsVerb, kinds: &[Kind], context: &Context<P>) 
             for problem in &loaded.problems {
                 tracing::debug!(problem, "a reference could not be had");
             }
-            catalogue = joined(loaded.catalogue);
+            catalogue = with_own(loaded.catalogue, models_dir, kinds)?;
         }
         let place = command::Context {
             store: &store,
@@ -90,6 +84,26 @@ pub fn run<P: Program>(verb: &ModelsVerb, kinds: &[Kind], context: &Context<P>) 
     // A reader that left is no error.
     let _ = std::io::stdout().write_all(text.as_bytes());
     judged(&outcome, P::NAME)
+}
+
+/// The models of `kinds` that are known without asking anybody: the references' last copies, those that come with the
+/// programs, and the owner's `models.toml`, which replaces others of its names.
+///
+/// # Errors
+/// `models.toml` cannot be read.
+pub fn catalogue(models_dir: &Path, kinds: &[Kind]) -> Result<Catalogue, Stop> {
+    let known = load::load_offline(&with_files(kinds), &models_dir.join("references"));
+    with_own(known, models_dir, kinds)
+}
+
+/// The text reference names models without saying where their files are.
+fn with_files(kinds: &[Kind]) -> Vec<Kind> {
+    kinds.iter().copied().filter(|kind| *kind != Kind::Text).collect()
+}
+
+fn with_own(mut all: Catalogue, models_dir: &Path, kinds: &[Kind]) -> Result<Catalogue, Stop> {
+    all.merge(own(models_dir)?);
+    Ok(of_kinds(&all, kinds))
 }
 
 /// Whether the references are worth asking: a name nobody here knows, or the whole list.

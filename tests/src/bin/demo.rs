@@ -25,6 +25,8 @@ struct Arguments {
 enum Worker {
     /// Text, by a real language model.
     Scribe,
+    /// Pictures, by a tiny model that was really trained.
+    Dreamer,
 }
 
 #[tokio::main]
@@ -33,6 +35,7 @@ async fn main() -> ExitCode {
     let timeout = std::time::Duration::from_secs(arguments.timeout);
     let outcome = match arguments.worker {
         Worker::Scribe => demo::scribe::show(timeout).await,
+        Worker::Dreamer => demo::dreamer::show(timeout).await,
     };
     match outcome {
         Ok((report, complete)) => {
