@@ -1,5 +1,8 @@
 //! The promises of whole workers, one file each.
 
 mod arrows;
+mod bridges;
 mod dreamer;
+#[path = "../../crates/textgen/tests/it/llama_server.rs"]
+mod llama_server;
 mod scribe;

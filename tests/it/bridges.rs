@@ -1,0 +1,109 @@
+//! The real scribe before a real llama-server that was not written here, against a Horde on loopback.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use e2e::demo::scribe::MODEL;
+use e2e::demo::stage::start_worker;
+use e2e::programs::Program;
+use e2e::requester::Requester;
+use local_horde::CLIENT_KEY;
+use serde_json::{Value, json};
+
+use crate::llama_server::LlamaServer;
+
+const SLOTS: u32 = 2;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn model() -> PathBuf {
+    let models = std::env::var_os("HORDE_WORKERS_MODELS").map(PathBuf::from);
+    let models = models.or_else(|| Some(std::env::home_dir()?.join(".cache/horde-workers/models")));
+    models
+        .expect("a home folder")
+        .join("text/SmolLM2-135M-Instruct.Q4_1.gguf")
+}
+
+fn ask(country: &str, max_length: u32, ban_end: bool) -> Value {
+    json!({
+        "prompt": format!("<|im_start|>user\nWhat is the capital of {country}?<|im_end|>\n<|im_start|>assistant\n"),
+        "params": {
+            "max_length": max_length, "max_context_length": 512, "temperature": 0.0, "top_k": 1,
+            "use_default_badwordsids": ban_end,
+        },
+        "models": [MODEL],
+    })
+}
+
+async fn summary(requester: &Requester, base: &str) -> Value {
+    let address = format!("{}/local/ledger", base.trim_end_matches("/api"));
+    let ledger = requester.fetch(&address).await.expect("the ledger");
+    serde_json::from_slice::<Value>(&ledger).expect("JSON")["summary"].clone()
+}
+
+/// Waits until `done`; the time it took.
+async fn until(at_most: Duration, what: &str, mut done: impl AsyncFnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !done().await {
+        assert!(start.elapsed() < at_most, "{what}: not within {at_most:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    start.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scribe_serves_through_a_real_llama_server_and_stops_popping_when_it_dies() {
+    let mut server = tokio::task::spawn_blocking(|| LlamaServer::start(&model(), SLOTS, 512))
+        .await
+        .expect("the backend starts");
+    let (_horde, base) = Program::local_horde(&["--no-rate-limits"]).await.expect("a Horde");
+    let requester = Requester::new(&base, CLIENT_KEY).expect("a client");
+    let state = tempfile::tempdir().expect("a folder");
+    let config = state.path().join("config/horde-workers");
+    std::fs::create_dir_all(&config).expect("a folder");
+    let settings = format!(
+        "[scribe]\nengine = \"openai\"\n[scribe.bridge]\nurl = \"{}\"\nparallel = {SLOTS}\n",
+        server.url()
+    );
+    std::fs::write(config.join("scribe.toml"), settings).expect("a configuration");
+    let _scribe = start_worker("scribe", &base, state.path(), &[]).expect("scribe starts");
+
+    let route = "generate/text/async";
+    let asked = [("France", "Paris"), ("Italy", "Rome"), ("Germany", "Berlin")];
+    let mut ids = Vec::new();
+    for (country, _) in asked {
+        ids.push(requester.file(route, &ask(country, 24, false)).await.expect("filed"));
+    }
+    let end = Instant::now() + PATIENCE;
+    for ((country, capital), id) in asked.iter().zip(&ids) {
+        let result = requester
+            .finished("generate/text/status", id, end)
+            .await
+            .expect("a status");
+        let text = result["generations"][0]["text"].as_str().unwrap_or_default();
+        assert!(text.contains(capital), "{country}: {result}");
+    }
+    assert_eq!(summary(&requester, &base).await["accepted"], 3);
+
+    // It dies while it writes for a job; the job goes back to the Horde, which keeps it for others.
+    requester.file(route, &ask("Spain", 200, true)).await.expect("filed");
+    until(PATIENCE, "the backend begins", async || server.busy_slots() > 0).await;
+    server.kill();
+    let faulted = async || summary(&requester, &base).await["faulted"] == 1;
+    let took = until(Duration::from_secs(3), "the job is handed back", faulted).await;
+    println!("handed back {took:?} after the backend died");
+
+    // A rest after the fault is one reason not to pop; once that is over, the status names the other one.
+    let told = async || {
+        let status = std::fs::read_to_string(state.path().join("status.json")).unwrap_or_default();
+        status.contains("cannot be reached")
+    };
+    until(
+        Duration::from_secs(30),
+        "the status says that the backend is down",
+        told,
+    )
+    .await;
+    let after = summary(&requester, &base).await;
+    let counts = ["popped", "faulted", "open"].map(|name| after[name].as_u64());
+    assert_eq!(counts, [Some(4), Some(1), Some(0)]);
+}
