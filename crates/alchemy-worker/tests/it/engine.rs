@@ -16,7 +16,9 @@ impl JobContext for Quiet {
 }
 
 fn here(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models").join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/models")
+        .join(path)
 }
 
 fn vision_fixture(path: &str) -> PathBuf {
@@ -35,7 +37,7 @@ fn models() -> tempfile::TempDir {
     };
     for kind in ["clip", "blip"] {
         for file in ["model.safetensors", "tokenizer.json", "config.json"] {
-            put(here(&format!("{kind}/{file}")), &format!("{kind}/{file}"));
+            put(here(&format!("tiny-shapes-{kind}/{file}")), &format!("{kind}/{file}"));
         }
     }
     put(
@@ -92,7 +94,7 @@ fn value(output: Output) -> Value {
 }
 
 fn drawn(n: usize) -> Vec<u8> {
-    std::fs::read(here(&format!("clip/input{n}.png"))).unwrap()
+    std::fs::read(here(&format!("tiny-shapes-clip/input{n}.png"))).unwrap()
 }
 
 const TRUTH: [&str; 3] = [
