@@ -11,6 +11,7 @@ pub mod face;
 mod layers;
 pub mod nsfw;
 pub mod post;
+pub mod safety;
 mod transformer;
 pub mod upscale;
 mod weights;

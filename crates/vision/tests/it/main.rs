@@ -8,4 +8,5 @@ mod faces;
 mod fidelity;
 mod post;
 mod robustness;
+mod safety;
 mod upscalers;

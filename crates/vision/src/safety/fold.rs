@@ -1,0 +1,316 @@
+//! Text as its reader means it: one alphabet, no weights, and the readings that spelling tricks hide.
+
+use unicode_normalization::UnicodeNormalization as _;
+use unicode_normalization::char::is_combining_mark;
+
+/// One text read in several ways. More ways only find more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Readings {
+    /// Each a list of words; the first takes punctuation as space.
+    pub variants: Vec<Vec<String>>,
+    /// Words that were spelled letter by letter, each as one string.
+    pub spelled: Vec<String>,
+}
+
+/// Reads a prompt: letters folded, weights and punctuation removed, tricks undone.
+pub(super) fn readings(text: &str) -> Readings {
+    let folded = without_weights(&joined_thousands(&fold(text)));
+    let plain = words(&folded);
+    let spelled = spelled(&plain);
+    // `ch.ild`, `chi(ld)`: punctuation inside a word.
+    let closed: Vec<String> = chunks(&folded, |c| c.is_alphanumeric().then_some(c));
+    let leet = |one: char| -> Vec<String> {
+        folded
+            .split_whitespace()
+            .filter(|chunk| chunk.chars().any(|c| c.is_ascii_alphabetic()))
+            .map(|chunk| chunk.chars().filter_map(|c| letter_of(c, one)).collect::<String>())
+            .filter(|word| !word.is_empty())
+            .collect()
+    };
+    let squeezed = plain.iter().map(|word| squeeze(word)).collect();
+    let mut variants = vec![plain, closed, squeezed, leet('i'), leet('l')];
+    let mut seen = Vec::new();
+    variants.retain(|variant| {
+        let is_new = !seen.contains(variant);
+        if is_new {
+            seen.push(variant.clone());
+        }
+        is_new
+    });
+    Readings { variants, spelled }
+}
+
+/// Lower-case letters of one alphabet: compatibility forms, accents and what cannot be seen are gone, look-alikes are what
+/// they look like. Letters that look like nothing in Latin stay.
+pub(super) fn fold(text: &str) -> String {
+    text.nfkd()
+        .filter(|c| !is_combining_mark(*c) || is_kana_mark(*c))
+        .filter(|c| !is_invisible(*c))
+        .flat_map(char::to_lowercase)
+        .nfkd()
+        .filter(|c| !is_combining_mark(*c) || is_kana_mark(*c))
+        .flat_map(|c| {
+            let latin = look_alike(c);
+            latin.chars().chain(latin.is_empty().then_some(c))
+        })
+        .collect()
+}
+
+/// Letters and digits as words, all else as space.
+pub(super) fn words(folded: &str) -> Vec<String> {
+    folded
+        .split(|c: char| !c.is_alphanumeric() && !is_kana_mark(c))
+        .filter(|word| !word.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The marks that make a voiced kana of a plain one are no accents.
+fn is_kana_mark(c: char) -> bool {
+    matches!(c, '\u{3099}' | '\u{309a}')
+}
+
+/// Zero-width, directional, variation and tag characters, soft hyphens.
+fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{34f}'
+            | '\u{61c}'
+            | '\u{115f}'
+            | '\u{1160}'
+            | '\u{17b4}'
+            | '\u{17b5}'
+            | '\u{3164}'
+            | '\u{ffa0}'
+            | '\u{feff}'
+    ) || matches!(c, '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{e0000}'..='\u{e0fff}')
+        || (c.is_control() && !c.is_whitespace())
+}
+
+/// The Latin letters that a lower-case character looks like, or nothing.
+fn look_alike(c: char) -> &'static str {
+    match c {
+        'а' | 'α' | 'ɑ' | 'ᴀ' => "a",
+        'в' | 'ʙ' | 'β' => "b",
+        'с' | 'ϲ' | 'ᴄ' | 'ς' => "c",
+        'ԁ' | 'đ' | 'ᴅ' | 'ɖ' => "d",
+        'е' | 'є' | 'ε' | 'ᴇ' | 'ə' | 'ɘ' => "e",
+        'ƒ' | 'ꜰ' => "f",
+        'ɡ' | 'ɢ' => "g",
+        'һ' | 'н' | 'ħ' | 'ʜ' => "h",
+        'і' | 'ι' | 'ı' | 'ɪ' | 'ɩ' | 'ӏ' => "i",
+        'ј' | 'ᴊ' => "j",
+        'к' | 'κ' | 'ᴋ' => "k",
+        'ł' | 'ʟ' | 'ɫ' => "l",
+        'м' | 'ᴍ' => "m",
+        'п' | 'η' | 'ɴ' | 'π' => "n",
+        'о' | 'ο' | 'ø' | 'σ' | 'ᴏ' | 'ѳ' => "o",
+        'р' | 'ρ' | 'ᴘ' => "p",
+        'ԛ' => "q",
+        'г' | 'ʀ' | 'ɾ' => "r",
+        'ѕ' | 'ꜱ' => "s",
+        'т' | 'τ' | 'ŧ' | 'ᴛ' => "t",
+        'υ' | 'μ' | 'ᴜ' | 'ʊ' => "u",
+        'ν' | 'ѵ' | 'ᴠ' => "v",
+        'ѡ' | 'ω' | 'ԝ' | 'ᴡ' => "w",
+        'х' | 'χ' => "x",
+        'у' | 'γ' | 'ʏ' => "y",
+        'ᴢ' | 'ƶ' => "z",
+        'ß' => "ss",
+        'æ' => "ae",
+        'œ' => "oe",
+        '\u{1f1e6}'..='\u{1f1ff}' => latin(u32::from(c) - 0x1f1e6),
+        '\u{1f150}'..='\u{1f169}' => latin(u32::from(c) - 0x1f150),
+        '\u{1f170}'..='\u{1f189}' => latin(u32::from(c) - 0x1f170),
+        _ => "",
+    }
+}
+
+fn latin(index: u32) -> &'static str {
+    let at = index as usize;
+    "abcdefghijklmnopqrstuvwxyz".get(at..at + 1).unwrap_or("")
+}
+
+/// The letter that a digit or a sign stands for within a word; letters stay, the rest is nothing.
+fn letter_of(c: char, one: char) -> Option<char> {
+    match c {
+        '0' => Some('o'),
+        '1' | '!' | '|' => Some(one),
+        '3' | '€' => Some('e'),
+        '4' | '@' => Some('a'),
+        '5' | '$' => Some('s'),
+        '6' | '9' => Some('g'),
+        '7' | '+' => Some('t'),
+        '8' => Some('b'),
+        '2' => Some('z'),
+        c => c.is_alphanumeric().then_some(c),
+    }
+}
+
+/// Takes out `:1.2` as in `(word:1.2)` and `<lora:name:0.8>`. Whole numbers from 3 stay: they may be an age.
+fn without_weights(text: &str) -> String {
+    let mut kept = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(':') {
+        let (before, after) = rest.split_at(at);
+        kept.push_str(before);
+        kept.push(' ');
+        let after = &after[1..];
+        let number = after.trim_start();
+        let len = number
+            .find(|c: char| !c.is_ascii_digit() && c != '.')
+            .unwrap_or(number.len());
+        let (number, behind) = number.split_at(len);
+        let is_weight = number.contains('.') || matches!(number, "0" | "1" | "2");
+        let ends = behind.chars().next().is_none_or(|c| !c.is_alphanumeric());
+        rest = if is_weight && ends { behind } else { after };
+    }
+    kept.push_str(rest);
+    kept
+}
+
+/// `1,000` is one number.
+fn joined_thousands(text: &str) -> String {
+    let is_digit = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_digit);
+    let bytes = text.as_bytes();
+    text.char_indices()
+        .filter(|(at, c)| {
+            let behind = |n: usize| is_digit(bytes.get(at + n));
+            let is_separator = *c == ',' && *at > 0 && is_digit(bytes.get(at - 1));
+            !(is_separator && behind(1) && behind(2) && behind(3) && !behind(4))
+        })
+        .map(|(_, c)| c)
+        .collect()
+}
+
+fn chunks(text: &str, keep: impl Fn(char) -> Option<char>) -> Vec<String> {
+    text.split_whitespace()
+        .map(|chunk| chunk.chars().filter_map(&keep).collect::<String>())
+        .filter(|word| !word.is_empty())
+        .collect()
+}
+
+/// Runs of at least three single letters, joined.
+fn spelled(words: &[String]) -> Vec<String> {
+    words
+        .chunk_by(|a, b| is_letter(a) == is_letter(b))
+        .filter(|run| run.len() >= 3 && run.first().is_some_and(|word| is_letter(word)))
+        .map(|run| run.concat())
+        .collect()
+}
+
+fn is_letter(word: &str) -> bool {
+    let mut chars = word.chars();
+    chars.next().is_some_and(char::is_alphabetic) && chars.next().is_none()
+}
+
+/// Three or more of the same letter become one; digits are left alone.
+fn squeeze(word: &str) -> String {
+    let letters: Vec<char> = word.chars().collect();
+    letters
+        .chunk_by(|a, b| a == b)
+        .flat_map(|run| {
+            let is_drawn_out = run.len() >= 3 && run.iter().all(|c| c.is_alphabetic());
+            run.iter().take(if is_drawn_out { 1 } else { run.len() })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn finds(text: &str, word: &str) -> bool {
+        let readings = readings(text);
+        let in_words = readings.variants.iter().flatten().any(|one| one == word);
+        in_words || readings.spelled.iter().any(|one| one.contains(word))
+    }
+
+    #[test]
+    fn a_word_is_found_however_it_is_spelled() {
+        let ways = [
+            "orange",
+            "ORANGE",
+            "Orängé",
+            "оrаngе",
+            "ｏｒａｎｇｅ",
+            "𝐨𝐫𝐚𝐧𝐠𝐞",
+            "𝓸𝓻𝓪𝓷𝓰𝓮",
+            "ⓞⓡⓐⓝⓖⓔ",
+            "🅞🅡🅐🅝🅖🅔",
+            "ᴏʀᴀɴɢᴇ",
+            "o\u{200b}r\u{200b}ange",
+            "o\u{ad}range",
+            "o\u{301}range",
+            "o r a n g e",
+            "o.r.a.n.g.e",
+            "o-r-a-n-g-e",
+            "or.ange",
+            "or(an)ge",
+            "[o]range",
+            "0range",
+            "or4nge",
+            "0r@ng3",
+            "oran6e",
+            "oooorange",
+            "orannnnge",
+            "(orange:1.3)",
+            "((orange))",
+            "orange:0.8",
+            "<lora:orange:1>",
+            "a o r a n g e b",
+            "orange,apple",
+            "*orange*",
+            "orange++",
+            "{{orange}}",
+            "\u{1f1f4}\u{1f1f7}\u{1f1e6}\u{1f1f3}\u{1f1ec}\u{1f1ea}",
+        ];
+        for way in ways {
+            assert!(finds(way, "orange"), "{way:?} {:?}", readings(way));
+        }
+        for other in ["", "oranges are", "o range", "apple", "12 34", "or ange"] {
+            assert!(!finds(other, "orange"), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn letters_like_i_and_l_are_read_as_both() {
+        assert!(finds("1emon", "lemon") && finds("k1wi", "kiwi") && finds("!emon", "lemon"));
+    }
+
+    #[test]
+    fn weights_go_but_ages_stay() {
+        assert_eq!(
+            words(&without_weights("(a cat:1.25) and age:8, b: 2")),
+            ["a", "cat", "and", "age", "8", "b"]
+        );
+        assert_eq!(without_weights("x:1"), "x ");
+        assert_eq!(words(&without_weights("x:1st")), ["x", "1st"]);
+        assert_eq!(words(&without_weights(":::")), Vec::<String>::new());
+    }
+
+    #[test]
+    fn scripts_without_latin_twins_are_kept() {
+        assert_eq!(fold("子供"), "子供");
+        assert_eq!(fold("が"), "が".nfkd().collect::<String>());
+        assert_ne!(fold("が"), fold("か"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_can_be_read(text in "\\PC{0,200}") {
+            let readings = readings(&text);
+            prop_assert!(readings.variants.iter().flatten().all(|word| !word.is_empty()));
+        }
+
+        #[test]
+        fn folding_twice_is_folding_once(text in "\\PC{0,80}") {
+            let once = fold(&text);
+            prop_assert_eq!(fold(&once), once);
+        }
+    }
+}

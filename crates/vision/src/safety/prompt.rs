@@ -1,0 +1,256 @@
+//! What a prompt asks for, as levels. Words are found and forgotten; only the levels leave this file.
+
+use serde::Serialize;
+
+use super::Level;
+use super::fold::{Readings, readings};
+use super::words::{Finder, WordLists};
+
+/// How clearly the words speak. Says nothing of which words they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Read {
+    /// The prompt asks for somebody under age.
+    pub under_age: Level,
+    /// The prompt asks for nudity or sex.
+    pub adult: Level,
+    /// The negative prompt keeps grown-up people away.
+    pub hides_age: Level,
+    /// The negative prompt keeps clothes away.
+    pub hides_clothes: bool,
+}
+
+/// Ages below this are under age, in years.
+const OF_AGE: u32 = 18;
+/// Nobody says this many months of a grown-up.
+const MAX_MONTHS: u32 = 36;
+
+/// Reads a prompt. What follows `###` in it counts as negative, as on the Horde.
+pub fn read(prompt: &str, negative: &str) -> Read {
+    let lists = WordLists::builtin();
+    let (wanted, unwanted) = prompt.split_once("###").unwrap_or((prompt, ""));
+    let wanted = readings(wanted);
+    let unwanted = [readings(unwanted), readings(negative)];
+    let age = if tells_young_age(&wanted, lists) {
+        Level::Strong
+    } else {
+        Level::None
+    };
+    Read {
+        under_age: lists.under_age.strongest(&wanted).max(age),
+        adult: lists.adult.strongest(&wanted),
+        hides_age: unwanted
+            .iter()
+            .map(|words| hides_age(words, lists))
+            .max()
+            .unwrap_or_default(),
+        hides_clothes: unwanted
+            .iter()
+            .any(|words| lists.clothes.strongest(words) > Level::None),
+    }
+}
+
+fn hides_age(unwanted: &Readings, lists: &WordLists) -> Level {
+    let levels = unwanted.variants.iter().flat_map(|words| {
+        (0..words.len()).map(|at| {
+            let (level, len) = lists.maturity.at(words, at);
+            // Who wants no `adult content` hides nobody's age.
+            match words.get(at + len) {
+                Some(next) if lists.about_content.contains(next) => Level::None,
+                _ => level,
+            }
+        })
+    });
+    levels.max().unwrap_or_default()
+}
+
+/// `8 years old`, `8yo`, `aged eight`, `8歳`, `6 months old`.
+fn tells_young_age(readings: &Readings, lists: &WordLists) -> bool {
+    readings.variants.iter().any(|words| {
+        let words = apart(words);
+        (0..words.len()).any(|at| {
+            let Some(number) = number(&words, at, lists) else {
+                return false;
+            };
+            let is_unit = |finder: &Finder| finder.at(&words, at + 1).0 > Level::None;
+            let is_age = is_unit(&lists.years)
+                || (1..=2).any(|n| {
+                    at.checked_sub(n)
+                        .is_some_and(|begin| lists.before_age.at(&words, begin) == (Level::Clear, n))
+                });
+            (number < OF_AGE && is_age) || (number <= MAX_MONTHS && is_unit(&lists.months))
+        })
+    })
+}
+
+fn number(words: &[String], at: usize, lists: &WordLists) -> Option<u32> {
+    let word = words.get(at)?;
+    if word.len() <= 3
+        && let Ok(number) = word.parse()
+    {
+        return Some(number);
+    }
+    lists.numbers.get(word.as_str()).copied()
+}
+
+/// `8yo` and `歳8` are two words each.
+fn apart(words: &[String]) -> Vec<String> {
+    words
+        .iter()
+        .flat_map(|word| {
+            let letters: Vec<char> = word.chars().collect();
+            letters
+                .chunk_by(|a, b| a.is_ascii_digit() == b.is_ascii_digit())
+                .map(|run| run.iter().collect::<String>())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::Level::{Clear, None as No, Strong, Weak};
+    use super::*;
+
+    fn age(prompt: &str, expected: Level) {
+        assert_eq!(read(prompt, "").under_age, expected, "{prompt}");
+    }
+
+    #[test]
+    fn ages_in_numbers_and_words_are_read() {
+        for said in [
+            "8 years old",
+            "8 year old",
+            "8-year-old",
+            "8yo",
+            "8 yo",
+            "8 y.o.",
+            "8y/o",
+            "8yr old",
+            "(8 years old:1.4)",
+            "eight years old",
+            "eight-year-old",
+            "aged 8",
+            "age 8",
+            "age: 8",
+            "age of 8",
+            "age:8",
+            "aged eight",
+            "ages 8",
+            "turning 8",
+            "17yo",
+            "0 years old",
+            "8歳の人",
+            "8 岁",
+            "８ ｙｅａｒｓ ｏｌｄ",
+            "8 year\u{200b}s old",
+            "6 months old",
+            "10 ans",
+            "10 años",
+            "10 лет",
+            "8 jährig",
+            "8 years of age",
+        ] {
+            age(said, Strong);
+        }
+        for other in [
+            "18 years old",
+            "18yo",
+            "25 year old",
+            "aged 40",
+            "1girl",
+            "3 cats",
+            "12 monkeys",
+            "at 8 o'clock",
+            "f/1.8",
+            "800 years old",
+            "1000 years old",
+            "1,000 years old",
+            "111 years old",
+            "99999999999999999999 years old",
+            "4k",
+            "8k resolution",
+            "",
+            "years old",
+            "1 year",
+            "a painting of 17 trees",
+        ] {
+            age(other, No);
+        }
+    }
+
+    #[test]
+    fn words_for_age_have_their_level() {
+        age("a child in a park", Strong);
+        age("c h i l d", Strong);
+        age("ch1ldren", Strong);
+        age("сhild", Strong);
+        age("<lora:child_v2:0.8>", Strong);
+        age("a teen", Clear);
+        age("a school uniform", Weak);
+        age("a young woman in a city", No);
+        age("a man and a woman", No);
+        age("a ship on the sea ### child", No);
+    }
+
+    #[test]
+    fn words_for_nudity_have_their_level() {
+        let check = |prompt: &str, expected| assert_eq!(read(prompt, "").adult, expected, "{prompt}");
+        check("explicit sex", Strong);
+        check("n.s.f.w", Strong);
+        check("nuuuude", Clear);
+        check("n4ked", Clear);
+        check("a bikini", Weak);
+        check("Essex and Sussex, a sextant, a class, the pen is red", No);
+        check("a landscape ### nsfw, nude", No);
+    }
+
+    #[test]
+    fn a_negative_prompt_against_grown_ups_is_suspicious_wherever_it_stands() {
+        let check = |prompt: &str, negative: &str, expected| {
+            assert_eq!(read(prompt, negative).hides_age, expected, "{prompt} {negative}");
+        };
+        check("x ### adult, mature", "", Clear);
+        check("x", "(mature female:1.3)", Clear);
+        check("x###old", "", Weak);
+        check("x ### adult content, mature themes", "", No);
+        check("x ### adult content, adult", "", Clear);
+        check("an adult", "", No);
+        check("x ### blurry, low quality", "bad hands", No);
+        check("x ### y ### grown-up", "", Clear);
+        assert!(read("x ### clothes", "").hides_clothes);
+        assert!(read("x", "fully clothed").hides_clothes);
+        assert!(!read("clothes ### blurry", "").hides_clothes);
+    }
+
+    #[test]
+    fn a_hundred_thousand_letters_are_read_in_no_time() {
+        let begin = std::time::Instant::now();
+        for text in [
+            "a ".repeat(50_000),
+            "8 ".repeat(50_000),
+            "(".repeat(100_000),
+            ":1".repeat(50_000),
+            "é".repeat(50_000),
+        ] {
+            read(&text, &text);
+        }
+        assert!(
+            begin.elapsed() < std::time::Duration::from_secs(10),
+            "{:?}",
+            begin.elapsed()
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn more_words_never_weaken_what_is_read(a in "\\PC{0,60}", b in "[^:\\pC]{0,60}") {
+            let alone = read(&a, "");
+            prop_assume!(!a.contains("###"));
+            // A comma and a word of its own keep the two texts from joining into one word or weight.
+            let both = read(&format!("{a} , plum , {b}"), "");
+            prop_assert!(both.under_age >= alone.under_age && both.adult >= alone.adult);
+        }
+    }
+}
