@@ -42,6 +42,10 @@ bench-kernels *args:
 fidelity path *args:
     cargo run -q -p diffusion --bin fidelity -- {{ path }} {{ args }}
 
+# Tune the thresholds of the content check on a labelled set (docs/SAFETY.md): `just safety-calibrate report --clip FILE --set SET`
+safety-calibrate *args:
+    cargo run -q -p vision --bin safety-calibrate -- {{ args }}
+
 # Downloads beside aria2c (apt-get install aria2): `just bench-download --json`
 bench-download *args:
     cargo run -q -p model-store --example bench-download -- {{ args }}

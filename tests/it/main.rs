@@ -5,4 +5,5 @@ mod bridges;
 mod dreamer;
 #[path = "../../crates/textgen/tests/it/llama_server.rs"]
 mod llama_server;
+mod safety;
 mod scribe;

@@ -215,7 +215,7 @@ impl AlchemyEngine {
                 config_json(folder)?.map_or_else(|| Ok(ClipConfig::default()), |c| ClipConfig::from_json(&c))?;
             let path = folder.join("model.safetensors");
             let clip = Clip::load(&e.weights(&path)?, &config)?;
-            let tokenizer = ClipTokenizer::open(&folder.join("tokenizer.json"))?;
+            let tokenizer = ClipTokenizer::beside(&path)?;
             let lists = WordList::read_folder(&folder.join("words"))?;
             let model = stamp(&path);
             let cache = Some((e.settings.cache_dir.as_path(), model.as_str()));

@@ -64,7 +64,6 @@ pub fn task(form: &Form, models: &Path) -> Result<Task, PathBuf> {
     let folder = |name: &str| -> Result<PathBuf, PathBuf> {
         let folder = models.join(name);
         present(folder.join("model.safetensors"))?;
-        present(folder.join("tokenizer.json"))?;
         Ok(folder)
     };
     let faces = |restorer: &str| -> Result<Task, PathBuf> {
@@ -78,7 +77,11 @@ pub fn task(form: &Form, models: &Path) -> Result<Task, PathBuf> {
         })
     };
     match form {
-        Form::Caption => folder("blip").map(Task::Caption),
+        Form::Caption => {
+            let folder = folder("blip")?;
+            present(folder.join("tokenizer.json"))?;
+            Ok(Task::Caption(folder))
+        }
         Form::Interrogation => {
             let folder = folder("clip")?;
             let words = folder.join("words");

@@ -3,21 +3,10 @@
 use horde_client::metadata::{Metadata, MetadataType, MetadataValue, State};
 use imaging::{Picture, WebpOptions, encode_webp};
 use serde_bytes::ByteBuf;
+use vision::safety::{Rating, replacement};
 use worker_runtime::backend::Fault;
 
-use crate::replacement::replacement;
 use crate::work::{Made, Output};
-
-/// What a checker says of a picture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Rating {
-    /// For everybody.
-    Clean,
-    /// Not safe for work.
-    Nsfw,
-    /// Sexual, and somebody in it may be under age.
-    Csam,
-}
 
 /// What a checker is told besides the picture.
 #[derive(Clone, Copy)]
@@ -73,7 +62,7 @@ impl Gate {
             Self::Checker(checker) => checker
                 .rate(&picture, about)
                 .map_err(|reason| Fault::of_worker(format!("the content check failed: {reason}")))?,
-            Self::UncheckedOnLoopback => Rating::Clean,
+            Self::UncheckedOnLoopback => Rating::Ok,
         };
         let censors = policy.censors || policy.has_censored_word;
         let rating = if policy.has_censored_word {
@@ -85,12 +74,12 @@ impl Gate {
         let size = (picture.width(), picture.height());
         Ok(match rating {
             Rating::Csam => Checked {
-                picture: replacement(rating, size),
+                picture: replacement(rating, size.0, size.1),
                 state: State::Csam,
                 note: note(MetadataType::Censorship, MetadataValue::Csam),
             },
             Rating::Nsfw if censors => Checked {
-                picture: replacement(rating, size),
+                picture: replacement(rating, size.0, size.1),
                 state: State::Censored,
                 note: note(MetadataType::Censorship, MetadataValue::Nsfw),
             },
@@ -99,7 +88,7 @@ impl Gate {
                 state: State::Ok,
                 note: note(MetadataType::Information, MetadataValue::Nsfw),
             },
-            Rating::Clean => Checked {
+            Rating::Ok => Checked {
                 picture,
                 state: State::Ok,
                 note: None,
@@ -170,8 +159,8 @@ mod tests {
     #[test]
     fn the_policy_is_that_of_the_horde() {
         use MetadataType::{Censorship, Information};
-        check(Rating::Clean, false, false, (State::Ok, None, true));
-        check(Rating::Clean, true, false, (State::Ok, None, true));
+        check(Rating::Ok, false, false, (State::Ok, None, true));
+        check(Rating::Ok, true, false, (State::Ok, None, true));
         check(
             Rating::Nsfw,
             false,
@@ -185,7 +174,7 @@ mod tests {
             (State::Censored, Some((Censorship, MetadataValue::Nsfw)), false),
         );
         check(
-            Rating::Clean,
+            Rating::Ok,
             false,
             true,
             (State::Censored, Some((Censorship, MetadataValue::Nsfw)), false),

@@ -1,44 +1,76 @@
 //! Which files the content check needs, and the gate they make.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::{Deserialize, Serialize};
+use imaging::Picture;
 use vision::Device;
+pub use vision::safety::CheckerFiles;
+use vision::safety::{Context, Rating, SafetyChecker, Style};
 use worker_app::Stop;
 
-use crate::checked::Gate;
+use crate::checked::{About, Checker, Gate};
 
-/// What the checker is read from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CheckerFiles {
-    /// CLIP ViT-L/14.
-    pub clip: PathBuf,
-    /// Where places of its phrases are kept.
-    pub cache: PathBuf,
-}
+/// Below the models directory: CLIP ViT-L/14 with both halves.
+const CLIP: &str = "clip/model.safetensors";
+/// Lists with thresholds that the owner's own calibration wrote.
+const LISTS: &str = "safety_checker/lists.json";
+/// Networks that are asked too where they are there.
+const SD_CHECKER: &str = "nsfw/safety_checker.safetensors";
+const OPEN_NSFW: &str = "nsfw/open_nsfw.safetensors";
+/// Where places of phrases are kept.
+const CACHE: &str = "safety_checker/cache";
 
-const HINT: &str = "it comes with a later version; until then a Horde on this machine can be served with `dreamer.unchecked_on_loopback = true`";
+const HINT: &str = "`dreamer models pull clip-vit-large-patch14` fetches it; docs/SAFETY.md says what the check does";
 
-impl CheckerFiles {
-    /// Looks below the models directory.
-    ///
-    /// # Errors
-    /// It is not there: then no picture may leave this machine.
-    pub fn find(_models_dir: &Path, _cache: &Path) -> Result<Self, Stop> {
-        Err(
-            Stop::no_model("the content check is not in this build, and no picture leaves this machine unchecked")
-                .hint(HINT),
-        )
+/// Looks for the checker's files below the models directory. Lists and further networks are taken where they are there.
+///
+/// # Errors
+/// CLIP is not there: then no picture may leave this machine.
+pub fn find(models_dir: &Path) -> Result<CheckerFiles, Stop> {
+    let clip = models_dir.join(CLIP);
+    if !clip.is_file() {
+        return Err(Stop::no_model(format!(
+            "the content check needs `{}`, and no picture leaves this machine unchecked",
+            clip.display()
+        ))
+        .hint(HINT));
     }
+    let there = |path: &str| Some(models_dir.join(path)).filter(|path| path.is_file());
+    Ok(CheckerFiles {
+        clip,
+        cache: models_dir.join(CACHE),
+        lists: there(LISTS),
+        sd_checker: there(SD_CHECKER),
+        open_nsfw: there(OPEN_NSFW),
+    })
 }
 
 /// The gate of an engine.
 ///
 /// # Errors
-/// The checker cannot be read, and nobody said that pictures may go unchecked.
-pub fn gate(files: Option<&CheckerFiles>, unchecked: bool, _device: &Device) -> Result<Gate, Stop> {
+/// The checker cannot be read or does not see, and nobody said that pictures may go unchecked.
+pub fn gate(files: Option<&CheckerFiles>, unchecked: bool, device: &Device) -> Result<Gate, Stop> {
     match (files, unchecked) {
+        (Some(files), _) => {
+            let checker = SafetyChecker::open_files(files, device)
+                .map_err(|error| Stop::no_model(format!("the content check cannot be used: {error}")).hint(HINT))?;
+            Ok(Gate::Checker(Box::new(checker)))
+        }
         (None, true) => Ok(Gate::UncheckedOnLoopback),
-        _ => Err(Stop::no_model("the content check is not in this build").hint(HINT)),
+        (None, false) => Err(Stop::no_model("there is no content check").hint(HINT)),
+    }
+}
+
+impl Checker for SafetyChecker {
+    fn rate(&self, picture: &Picture, about: About<'_>) -> Result<Rating, String> {
+        let context = Context {
+            prompt: about.prompt,
+            negative: "",
+            nsfw_model: about.is_nsfw_model,
+            style: Style::from_reference(about.style),
+        };
+        let verdict = self.check(picture, &context).map_err(|error| error.to_string())?;
+        tracing::debug!(rating = ?verdict.rating, views = verdict.scores.n_views, "a picture was checked");
+        Ok(verdict.rating)
     }
 }

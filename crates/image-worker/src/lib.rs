@@ -18,7 +18,6 @@ pub mod networks;
 pub mod order;
 pub mod program;
 pub mod prompt;
-pub mod replacement;
 pub mod resident;
 pub mod sources;
 pub mod work;

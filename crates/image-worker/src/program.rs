@@ -16,7 +16,7 @@ use worker_app::models::ModelsVerb;
 use worker_app::{Check, Choice, Common, Context, DeviceFound, Program, Stop};
 
 use crate::backend::DreamerBackend;
-use crate::checker::{CheckerFiles, gate};
+use crate::checker::{self, CheckerFiles, gate};
 use crate::config::Config;
 use crate::engine::{DreamerEngine, EngineSettings};
 use crate::extras::Extras;
@@ -158,7 +158,13 @@ impl Program for Dreamer {
             checks.push(Check::warn("model", format!("`{model}` is not offered: {why}")).hint(HINT_MODELS));
         }
         checks.push(match has_checker(context) {
-            Ok(Some(_)) => Check::ok("content check", "its files are there"),
+            Ok(Some(files)) if files.lists.is_some() => {
+                Check::ok("content check", "its files and your own lists are there")
+            }
+            Ok(Some(_)) => Check::ok(
+                "content check",
+                "its files are there; its thresholds are not calibrated yet (docs/SAFETY.md)",
+            ),
             Ok(None) => Check::warn("content check", "off: pictures go unchecked to a Horde on this machine"),
             Err(stop) => Check::from_stop("content check", &stop),
         });
@@ -245,7 +251,7 @@ fn has_checker(context: &Context<Dreamer>) -> Result<Option<CheckerFiles>, Stop>
         tracing::warn!("pictures are NOT checked for their content: `dreamer.unchecked_on_loopback` is on");
         return Ok(None);
     }
-    CheckerFiles::find(&context.models_dir, &context.models_dir.join("safety_checker/cache")).map(Some)
+    checker::find(&context.models_dir).map(Some)
 }
 
 fn keeps_promises(context: &Context<Dreamer>, resolved: &Resolved) -> Result<(), Stop> {

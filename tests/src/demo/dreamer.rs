@@ -109,8 +109,13 @@ pub async fn show(timeout: Duration) -> anyhow::Result<(Report, bool)> {
     Ok((report, complete))
 }
 
-/// A Horde and a dreamer with the tiny model, whose `models.toml` is written into `models`.
+/// A Horde and a dreamer with the tiny model, whose `models.toml` is written into `models`; its pictures are not checked.
 pub async fn stage(models: &Path) -> anyhow::Result<Stage> {
+    stage_with(models, &[("DREAMER_UNCHECKED_ON_LOOPBACK", "true")]).await
+}
+
+/// The same with `more` in the dreamer's environment, and the content check on.
+pub async fn stage_with(models: &Path, more: &[(&str, &str)]) -> anyhow::Result<Stage> {
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors");
     if !weights.is_file() {
         bail!("`{}` is not there", weights.display());
@@ -124,7 +129,7 @@ pub async fn stage(models: &Path) -> anyhow::Result<Stage> {
     let models_dir = models.display().to_string();
     // Nobody answers there: the demo asks for a LoRA that cannot be had.
     let nowhere = "http://127.0.0.1:9/api/v1/";
-    let extra = [
+    let usual = [
         ("HORDE_MODELS_DIR", models_dir.as_str()),
         ("HORDE_BRIDGE_AGENT", "AI Horde Worker reGen:6.0.0:demo"),
         ("DREAMER_MODELS", MODEL),
@@ -132,9 +137,8 @@ pub async fn stage(models: &Path) -> anyhow::Result<Stage> {
         ("DREAMER_ALLOW_LORA", "true"),
         ("DREAMER_CIVITAI_URL", nowhere),
         ("DREAMER_EMBEDDINGS_URL", nowhere),
-        ("DREAMER_UNCHECKED_ON_LOOPBACK", "true"),
     ];
-    Stage::set("dreamer", &extra).await
+    Stage::set("dreamer", &[&usual, more].concat()).await
 }
 
 /// The whole request.

@@ -6,6 +6,9 @@ use tokenizers::Tokenizer;
 
 use crate::error::{Result, VisionError};
 
+/// The one tokenizer of all of OpenAI's weights; one copy serves the whole house.
+const OPENAI: &[u8] = include_bytes!("../../../diffusion/assets/clip_tokenizer.json");
+
 /// CLIP's byte-pair tokenizer, from a `tokenizer.json`.
 pub struct ClipTokenizer {
     tokenizer: Tokenizer,
@@ -14,6 +17,21 @@ pub struct ClipTokenizer {
 }
 
 impl ClipTokenizer {
+    /// That of OpenAI's weights.
+    pub fn openai() -> Result<Self> {
+        Self::from_bytes(OPENAI)
+    }
+
+    /// The one beside weights, or else that of OpenAI's.
+    pub fn beside(weights: &Path) -> Result<Self> {
+        let path = weights.with_file_name("tokenizer.json");
+        if path.is_file() {
+            Self::open(&path)
+        } else {
+            Self::openai()
+        }
+    }
+
     /// Reads a `tokenizer.json`.
     pub fn open(path: &Path) -> Result<Self> {
         let broken = |reason: String| VisionError::Side {

@@ -17,9 +17,6 @@ use crate::error::{Result, VisionError};
 use crate::nsfw::{OpenNsfw, SdSafetyChecker};
 use crate::weights::Weights;
 
-/// CLIP's own tokenizer, the same for all of OpenAI's weights; one copy serves the whole house.
-const TOKENIZER: &[u8] = include_bytes!("../../../diffusion/assets/clip_tokenizer.json");
-
 /// open_nsfw's makers: below 0.2 is very likely safe, above 0.8 very likely not.
 const OPEN_NSFW: [(f32, Level); 3] = [(0.8, Level::Strong), (0.5, Level::Clear), (0.2, Level::Weak)];
 
@@ -73,7 +70,7 @@ impl SafetyChecker {
             None => Lists::builtin()?,
         };
         let clip = open_clip(&files.clip, device)?;
-        let tokenizer = tokenizer()?;
+        let tokenizer = ClipTokenizer::openai()?;
         let texts = lists.texts();
         let (first, _) = texts
             .split_first()
@@ -187,11 +184,6 @@ pub(super) fn open_clip(path: &Path, device: &Device) -> Result<Clip> {
         ClipConfig::default()
     };
     Clip::load(&Weights::open(path, device)?, &config)
-}
-
-/// The tokenizer of [`SafetyChecker`].
-pub(super) fn tokenizer() -> Result<ClipTokenizer> {
-    ClipTokenizer::from_bytes(TOKENIZER)
 }
 
 fn networks(sd_checker: Option<bool>, open_nsfw: Option<f32>) -> Result<Level> {

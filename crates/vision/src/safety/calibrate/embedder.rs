@@ -8,7 +8,7 @@ use imaging::Picture;
 use crate::clip::{Clip, ClipTokenizer};
 use crate::error::{Result, VisionError};
 use crate::safety::Lists;
-use crate::safety::checker::{open_clip, tokenizer};
+use crate::safety::checker::open_clip;
 use crate::safety::places::{cache_file, has_length_one, places, sha256_of_file};
 use crate::safety::self_test::self_test;
 
@@ -23,7 +23,7 @@ impl Embedder {
     /// Reads and tries the weights.
     pub fn open(weights: &Path, device: &Device) -> Result<Self> {
         let clip = open_clip(weights, device)?;
-        let tokenizer = tokenizer()?;
+        let tokenizer = ClipTokenizer::openai()?;
         self_test(&clip, &tokenizer)?;
         Ok(Self {
             clip,
