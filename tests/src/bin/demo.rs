@@ -1,4 +1,4 @@
-//! `./x demo`: starts a Horde on this machine, files real requests, runs the real worker program and shows every prompt
+//! `./x demo`: starts a Horde on this machine, files real requests, runs the real worker program and shows every request
 //! with its answer. Exits 0 only if every request was answered.
 
 use std::process::ExitCode;
@@ -27,6 +27,8 @@ enum Worker {
     Scribe,
     /// Pictures, by a tiny model that was really trained.
     Dreamer,
+    /// Pictures, by real upscalers, a real cut-out and tiny trained describers.
+    Alchemist,
 }
 
 #[tokio::main]
@@ -36,6 +38,7 @@ async fn main() -> ExitCode {
     let outcome = match arguments.worker {
         Worker::Scribe => demo::scribe::show(timeout).await,
         Worker::Dreamer => demo::dreamer::show(timeout).await,
+        Worker::Alchemist => demo::alchemist::show(timeout).await,
     };
     match outcome {
         Ok((report, complete)) => {

@@ -1,0 +1,55 @@
+//! The binary's own promises: it starts, says what it is, and refuses what it cannot serve with words and a code.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn alchemist(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_alchemist"))
+        .args(arguments)
+        .env_clear()
+        .env("HOME", folder)
+        .env("HORDE_API_KEY", "a-key-of-nobody-at-all")
+        .output()
+        .expect("the binary starts")
+}
+
+/// Runs with `section` as its configuration and expects the code, the words and a hint.
+fn refused(section: &str, code: i32, words: &[&str]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("alchemist.toml");
+    let text = format!("worker_name = \"a test of alchemist\"\nhorde_url = \"http://127.0.0.1:9/api/\"\n{section}\n");
+    std::fs::write(&config, text).expect("the folder can be written");
+    let output = alchemist(folder.path(), &["run", "--config", &config.display().to_string()]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{section}: {errors}");
+    for words in words.iter().chain(&["hint:"]) {
+        assert!(errors.contains(words), "{section}: `{words}` is not in: {errors}");
+    }
+}
+
+#[test]
+fn help_names_the_worker() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = alchemist(folder.path(), &["--help"]);
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("Upscales, repairs, cuts out"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn no_form_that_can_be_served_ends_with_66_and_unknown_forms_with_the_nearest_name() {
+    refused("", 66, &["alchemist"]);
+    refused("[alchemist]\nforms = [\"captoin\"]", 78, &["captoin", "caption"]);
+}
+
+#[test]
+fn models_can_be_listed_and_a_wrong_name_is_answered_with_a_hint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let list = alchemist(folder.path(), &["models", "list", "--all"]);
+    assert!(list.status.success(), "{list:?}");
+    let wrong = alchemist(folder.path(), &["models", "pull", "no-such-model"]);
+    let errors = String::from_utf8_lossy(&wrong.stderr);
+    assert_eq!(wrong.status.code(), Some(66), "{errors}");
+    assert!(errors.contains("hint:"), "{errors}");
+}
