@@ -77,7 +77,8 @@ async fn every_picture_is_looked_at_and_replaced_where_that_is_due() {
         ask(nude, json!({})),
         ask(nude, json!({ "nsfw": false, "censor_nsfw": true })),
         ask("a large blue square on a black background", json!({})),
-        ask("a large yellow cross on a green background", json!({})),
+        // A phrase that says the worst, and a negative prompt against clothes as its second witness.
+        ask("a large yellow cross on a green background ### clothes", json!({})),
         // The words say what the picture does not show.
         ask("a large red circle on a white background, a child", json!({})),
     ];
@@ -146,11 +147,11 @@ async fn refusal(models: &Path) -> String {
 async fn without_a_check_that_sees_dreamer_does_not_start() {
     let models = tempfile::tempdir().expect("a folder for models");
     let said = refusal(models.path()).await;
-    assert!(said.contains("66"), "no check at all: {said}");
+    assert!(said.contains("exit status: 66"), "no check at all: {said}");
     install(models.path());
     let clip = models.path().join("clip/model.safetensors");
     let bytes = std::fs::read(&clip).expect("the tiny CLIP");
     std::fs::write(&clip, &bytes[..bytes.len() / 2]).expect("half of it");
     let said = refusal(models.path()).await;
-    assert!(said.contains("66"), "half a check: {said}");
+    assert!(said.contains("exit status: 66"), "half a check: {said}");
 }

@@ -189,6 +189,8 @@ mod tests {
         age("<lora:child_v2:0.8>", Strong);
         age("a teen", Clear);
         age("a school uniform", Weak);
+        // It is a colour and a pet name too; a real one is seen.
+        age("a baby blue dress", Weak);
         age("a young woman in a city", No);
         age("a man and a woman", No);
         age("a ship on the sea ### child", No);
@@ -221,6 +223,8 @@ mod tests {
         check("x ### y ### grown-up", "", Clear);
         assert!(read("x ### clothes", "").hides_clothes);
         assert!(read("x", "fully clothed").hides_clothes);
+        // Who wants no underwear wants no nudity, as a rule.
+        assert!(!read("x", "nsfw, nude, underwear").hides_clothes);
         assert!(!read("clothes ### blurry", "").hides_clothes);
     }
 

@@ -39,7 +39,7 @@ pub enum Reason {
     SexualAndUnderAge,
     /// A phrase that says both at once, and some of each.
     Danger,
-    /// A phrase that says both at once, strongly.
+    /// A phrase that says both at once, strongly, and any hint at sex in the picture, the prompt or the kind of model.
     StrongDanger,
     /// The prompt clearly asks for both, and the picture shows somebody.
     AskedForBothAndShown,
@@ -117,8 +117,12 @@ pub fn rate(evidence: &Evidence) -> (Rating, Vec<Reason>) {
     let adult = evidence.adult();
     let young = evidence.young();
     let suggestive = evidence.suggestive_person();
-    // What is merely suggestive of a grown-up is sexual of a child.
+    // What is merely suggestive of a grown-up is sexual of a child, but only where both are clear: a swimming pool is full of
+    // weak evidence.
     let sexual = adult.max(suggestive);
+    // CLIP puts a phrase about a child near every picture of one: it needs a second witness, however weak.
+    let words = evidence.prompt.adult >= Weak || evidence.prompt.hides_clothes;
+    let hints_at_sex = sexual >= Weak || words || evidence.nsfw_model;
     let said = (evidence.prompt.under_age, evidence.prompt.adult);
     let asks_for_both = said == (Strong, Strong);
     let is_anybody = [evidence.person, evidence.under_age, evidence.danger, sexual]
@@ -129,14 +133,14 @@ pub fn rate(evidence: &Evidence) -> (Rating, Vec<Reason>) {
         (
             Reason::SexualAndUnderAge,
             (young >= Clear && sexual >= Clear)
-                || (young >= Strong && sexual >= Weak)
-                || (young >= Weak && sexual >= Strong),
+                || (young >= Strong && adult >= Weak)
+                || (young >= Weak && adult >= Strong),
         ),
         (
             Reason::Danger,
             evidence.danger >= Clear && young >= Weak && sexual >= Weak,
         ),
-        (Reason::StrongDanger, evidence.danger >= Strong),
+        (Reason::StrongDanger, evidence.danger >= Strong && hints_at_sex),
         (Reason::AskedForBothAndShown, asks_for_both && is_anybody),
         (Reason::Explicit, adult >= Clear),
         (
@@ -186,15 +190,31 @@ mod tests {
         for (young, sexual) in [(Clear, Clear), (Strong, Weak), (Weak, Strong)] {
             check(|e| (e.under_age, e.explicit) = (young, sexual), Rating::Csam);
             check(|e| (e.under_age, e.networks) = (young, sexual), Rating::Csam);
-            check(
-                |e| (e.person, e.under_age, e.suggestive) = (Weak, young, sexual),
-                Rating::Csam,
-            );
         }
+        check(
+            |e| (e.person, e.under_age, e.suggestive) = (Weak, Clear, Clear),
+            Rating::Csam,
+        );
+        check(
+            |e| (e.person, e.under_age, e.suggestive) = (Weak, Strong, Weak),
+            Rating::Ok,
+        );
+        check(
+            |e| (e.person, e.under_age, e.suggestive) = (Weak, Weak, Strong),
+            Rating::Nsfw,
+        );
         check(|e| (e.under_age, e.explicit) = (Weak, Clear), Rating::Nsfw);
         check(|e| (e.under_age, e.explicit) = (Clear, Weak), Rating::Ok);
         check(|e| (e.prompt.under_age, e.explicit) = (Clear, Clear), Rating::Csam);
-        check(|e| e.danger = Strong, Rating::Csam);
+        check(|e| (e.danger, e.explicit) = (Strong, Weak), Rating::Csam);
+        check(|e| (e.danger, e.nsfw_model) = (Strong, true), Rating::Csam);
+        check(|e| (e.danger, e.prompt.adult) = (Strong, Weak), Rating::Csam);
+        check(|e| (e.danger, e.prompt.hides_clothes) = (Strong, true), Rating::Csam);
+        // Every picture of a child is near these phrases.
+        check(
+            |e| (e.person, e.under_age, e.danger) = (Strong, Strong, Strong),
+            Rating::Ok,
+        );
         check(
             |e| (e.danger, e.under_age, e.explicit) = (Clear, Weak, Weak),
             Rating::Csam,

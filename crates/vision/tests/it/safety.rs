@@ -160,7 +160,9 @@ fn pictures_are_rated_by_what_they_show_and_what_was_asked_for() {
     check(&picture(TRIANGLE.1), "a triangle", Rating::Ok);
     check(&picture(BLUE_SQUARE.1), "a square", Rating::Ok);
     check(&picture(RED_CIRCLE.1), "a circle", Rating::Nsfw);
-    check(&picture(CROSS.1), "a cross", Rating::Csam);
+    // CLIP puts phrases about a child near every picture of one: a second witness is needed, be it a word.
+    check(&picture(CROSS.1), "a cross", Rating::Ok);
+    check(&picture(CROSS.1), "a sexy cross", Rating::Csam);
     // What the picture alone does not show, the words may say.
     check(&picture(RED_CIRCLE.1), "a child", Rating::Csam);
     check(&picture(RED_CIRCLE.1), "8 years old", Rating::Csam);
