@@ -47,6 +47,8 @@ pub struct Config {
     pub censorlist: Vec<String>,
     /// Hand very fast pictures in late enough that the Horde does not take them for faked.
     pub hold_back: bool,
+    /// Keep the content check off the card.
+    pub check_on_cpu: bool,
     /// Run without the content check. Taken only for a Horde on this machine.
     pub unchecked_on_loopback: bool,
 }
@@ -74,6 +76,7 @@ impl Default for Config {
             blacklist: Vec::new(),
             censorlist: Vec::new(),
             hold_back: true,
+            check_on_cpu: false,
             unchecked_on_loopback: false,
         }
     }

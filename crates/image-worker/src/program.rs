@@ -55,6 +55,7 @@ const HINT_MODELS: &str =
 struct Told {
     engine: EngineSettings,
     checker: Option<CheckerFiles>,
+    check_on_cpu: bool,
     unchecked: bool,
 }
 
@@ -122,6 +123,7 @@ impl Program for Dreamer {
                 },
             },
             checker: has_checker(context)?,
+            check_on_cpu: context.config.check_on_cpu,
             unchecked: is_unchecked(context),
         };
         serde_json::to_value(told)
@@ -132,7 +134,8 @@ impl Program for Dreamer {
         let told: Told = serde_json::from_value(config)
             .map_err(|error| Stop::failed(format!("the engine's settings cannot be read: {error}")))?;
         let device = opened(device)?;
-        let gate = gate(told.checker.as_ref(), told.unchecked, &device)?;
+        let check_on = if told.check_on_cpu { &Device::Cpu } else { &device };
+        let gate = gate(told.checker.as_ref(), told.unchecked, check_on)?;
         DreamerEngine::new(told.engine, device, gate)
             .map_err(|error| Stop::no_model(format!("no model can be used: {error}")).hint(HINT_MODELS))
     }
