@@ -11,7 +11,7 @@ use crate::work::{Made, Output};
 /// What a checker is told besides the picture.
 #[derive(Clone, Copy)]
 pub struct About<'a> {
-    /// The whole prompt, the negative part after `###`.
+    /// The names of LoRAs and inversions and the whole prompt, the negative part after `###`.
     pub prompt: &'a str,
     /// The reference flags the model.
     pub is_nsfw_model: bool,

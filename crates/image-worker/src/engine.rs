@@ -98,8 +98,9 @@ impl DreamerEngine {
             },
         )
         .map_err(post_fault)?;
+        let said = said(work);
         let about = About {
-            prompt: &work.prompt,
+            prompt: &said,
             is_nsfw_model: served_nsfw,
             style: &style,
         };
@@ -350,4 +351,14 @@ impl diffusion::Progress for Steps<'_> {
     fn is_cancelled(&self) -> bool {
         self.job.is_cancelled()
     }
+}
+
+/// All words of a job: what its LoRAs and inversions are called says as much as its prompt.
+fn said(work: &Work) -> String {
+    let loras = work.loras.iter().map(|lora| lora.name.as_str());
+    let names = loras.chain(work.embeddings.iter().map(|(name, _)| name.as_str()));
+    // No name may turn what follows it into a negative prompt.
+    let mut said: String = names.map(|name| name.replace('#', " ") + " , ").collect();
+    said.push_str(&work.prompt);
+    said
 }

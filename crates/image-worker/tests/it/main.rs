@@ -1,3 +1,4 @@
 //! The promises of the image worker.
 
 mod configuration;
+mod gate;
