@@ -39,8 +39,8 @@ impl Checker for Scripted {
             about.is_nsfw_model,
             about.prompt
         );
-        self.told.lock().unwrap().push(told);
-        self.answers.lock().unwrap().remove(0)
+        self.told.lock().expect("no thread panics").push(told);
+        self.answers.lock().expect("no thread panics").remove(0)
     }
 }
 
@@ -67,7 +67,8 @@ fn made(answers: Vec<Result<Rating, String>>) -> (Vec<Result<Output, Fault>>, Ve
         models_in_memory: 1,
         post: PostFiles::default(),
     };
-    let engine = DreamerEngine::new(settings, Device::Cpu, Gate::Checker(Box::new(checker))).unwrap();
+    let engine = DreamerEngine::new(settings, Device::Cpu, Gate::Checker(Box::new(checker)))
+        .expect("the tiny model is part of the repository");
     let work = Work {
         model: "tiny".into(),
         prompt: "a red circle ### blue".into(),
@@ -103,8 +104,8 @@ fn made(answers: Vec<Result<Rating, String>>) -> (Vec<Result<Output, Fault>>, Ve
         has_censored_word: false,
         notes: Vec::new(),
     };
-    let outputs = engine.run(work, &Quiet).unwrap();
-    let told = told.lock().unwrap().clone();
+    let outputs = engine.run(work, &Quiet).expect("the job itself has no fault");
+    let told = told.lock().expect("no thread panics").clone();
     (outputs, told)
 }
 
