@@ -1,6 +1,6 @@
 //! From a request to pictures.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use imaging::{Filter, Picture};
 
 use crate::{
@@ -190,6 +190,9 @@ impl Pipeline {
     }
 }
 
+/// The scaled latent of a grey picture in the VAE of Stable Diffusion 1, as ComfyUI gives it to inpainting models.
+const GREY: [f32; 4] = [0.8223, -0.6876, 0.6364, 0.1380];
+
 /// Where a pass starts.
 struct Start {
     /// `(1 or batch, z, h, w)`, unscaled.
@@ -303,16 +306,20 @@ impl Pass<'_> {
         if model.unet.in_channels() == z {
             return Ok(None);
         }
-        if model.unet.in_channels() != 2 * z + 1 {
+        if model.unet.in_channels() != 2 * z + 1 || z != GREY.len() {
             return Err(Error::Weights(format!(
                 "a U-Net of {} channels",
                 model.unet.in_channels()
             )));
         }
-        let mask: Vec<f32> = match mask {
-            Some(mask) => mask.iter().take(h * w).map(|value| value.round_ties_even()).collect(),
-            None => vec![1.0; h * w],
+        let Some(mask) = mask else {
+            // Everything is to be painted: a mask of ones over the latent of a grey picture.
+            let device = model.device();
+            let grey = Tensor::from_slice(&GREY, (1, z, 1, 1), device)?.broadcast_as(shape)?;
+            let ones = Tensor::ones((b, 1, h, w), DType::F32, device)?;
+            return Ok(Some(Tensor::cat(&[&ones, &grey.contiguous()?], 1)?));
         };
+        let mask: Vec<f32> = mask.iter().take(h * w).map(|value| value.round_ties_even()).collect();
         let mask = Tensor::from_vec(mask, (1, 1, h, w), model.device())?.broadcast_as((b, 1, h, w))?;
         let latent = Tensor::from_slice(latent, shape, model.device())?;
         Ok(Some(Tensor::cat(&[&mask.contiguous()?, &latent], 1)?))

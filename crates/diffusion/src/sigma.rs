@@ -111,15 +111,20 @@ impl Levels {
         )
     }
 
+    /// The logarithms are taken before rounding to f32, as the reference does: half-way between two levels the last digit
+    /// decides which timestep is the nearer.
     fn trained(sigmas: &[f64]) -> Self {
-        Self::with_kind(sigmas.iter().map(|sigma| *sigma as f32).collect(), Kind::Trained)
+        Self {
+            sigmas: sigmas.iter().map(|sigma| *sigma as f32).collect(),
+            log_sigmas: sigmas.iter().map(|sigma| sigma.ln() as f32).collect(),
+            kind: Kind::Trained,
+        }
     }
 
     fn with_kind(sigmas: Vec<f32>, kind: Kind) -> Self {
-        let log_sigmas = sigmas.iter().map(|sigma| f64::from(*sigma).ln() as f32).collect();
         Self {
+            log_sigmas: sigmas.iter().map(|sigma| f64::from(*sigma).ln() as f32).collect(),
             sigmas,
-            log_sigmas,
             kind,
         }
     }
@@ -267,7 +272,7 @@ impl Kind {
 }
 
 /// `n` even values from `start` to `end`, both included; one value is `start`. In f32 and from both ends, as torch does.
-fn linspace(start: f64, end: f64, n: usize) -> impl Iterator<Item = f32> {
+pub(crate) fn linspace(start: f64, end: f64, n: usize) -> impl Iterator<Item = f32> {
     let (start, end) = (start as f32, end as f32);
     let step = if n > 1 { (end - start) / (n - 1) as f32 } else { 0.0 };
     (0..n).map(move |i| {

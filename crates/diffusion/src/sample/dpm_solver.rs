@@ -1,7 +1,7 @@
 //! DPM-Solver in the half log-SNR `t = -ln sigma`: a fixed budget of calls, or steps as long as the error allows.
 
-use super::{Denoiser, Run, add, mix};
-use crate::{Error, Result};
+use super::{Denoiser, Run, add, exp, ln, mix};
+use crate::{Error, Result, sigma::linspace};
 
 /// Network calls an adaptive run may take; none was seen to need more than 150.
 const MAX_CALLS: usize = 1500;
@@ -10,8 +10,9 @@ struct Solver<'a> {
     denoiser: &'a mut dyn Denoiser,
 }
 
+/// Times and levels are rounded to f32 as in the reference, since timesteps are chosen by the nearest level.
 fn sigma(t: f64) -> f64 {
-    (-t).exp()
+    f64::from(exp(-(t as f32)))
 }
 
 impl Solver<'_> {
@@ -54,6 +55,11 @@ impl Solver<'_> {
     }
 }
 
+/// `a - b` in f32.
+fn difference(a: f64, b: f64) -> f64 {
+    f64::from(a as f32 - b as f32)
+}
+
 /// The first sigma and the last positive one, as times.
 fn ends(sigmas: &[f32]) -> (f64, f64) {
     let last = match sigmas {
@@ -61,7 +67,7 @@ fn ends(sigmas: &[f32]) -> (f64, f64) {
         [.., last] => *last,
         [] => 1.0,
     };
-    let time = |sigma: f32| f64::from(-f64::from(sigma).ln() as f32);
+    let time = |sigma: f32| f64::from(-ln(sigma));
     (time(sigmas.first().copied().unwrap_or(1.0)), time(last))
 }
 
@@ -76,11 +82,11 @@ pub(super) fn fast(denoiser: &mut dyn Denoiser, mut x: Vec<f32>, run: &mut Run<'
     } else {
         orders[steps - 1] = calls % 3;
     }
-    let time = |i: usize| start + (end - start) * i as f64 / steps as f64;
+    let times: Vec<f64> = linspace(start, end, steps + 1).map(f64::from).collect();
     let mut solver = Solver { denoiser };
     let mut done = 0;
     for (i, order) in orders.into_iter().enumerate() {
-        let (t, h) = (time(i), time(i + 1) - time(i));
+        let (t, h) = (times[i], difference(times[i + 1], times[i]));
         let eps = solver.eps(&x, t)?;
         (run.on_step)(done, &x, &mix(1.0, &x, -sigma(t), &eps))?;
         done += order;
@@ -113,8 +119,8 @@ pub(super) fn adaptive(denoiser: &mut dyn Denoiser, mut x: Vec<f32>, run: &mut R
         if calls > MAX_CALLS {
             return Err(Error::Request("the adaptive sampler does not come to an end".into()));
         }
-        let t = end.min(s + step);
-        let h = t - s;
+        let t = f64::from((end.min(s + step)) as f32);
+        let h = difference(t, s);
         let eps = solver.eps(&x, s)?;
         let progress = ((s - start) / (end - start) * total as f64) as usize;
         (run.on_step)(progress, &x, &mix(1.0, &x, -sigma(s), &eps))?;

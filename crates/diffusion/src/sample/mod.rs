@@ -198,7 +198,31 @@ fn ancestral_flow(from: f64, to: f64) -> (f64, f64, f64) {
     (down, ratio, up)
 }
 
-/// The level half-way between two in the logarithm.
-fn middle(from: f64, to: f64) -> f32 {
-    f64::midpoint(from.ln(), to.ln()).exp() as f32
+/// [`ancestral`] in f32 throughout, for samplers that ask the network between two levels: in the logarithm that place is
+/// often half-way between two timesteps, and the last digit decides which is the nearer.
+fn ancestral_f32(from: f32, to: f32) -> (f32, f32) {
+    if to <= 0.0 || from <= 0.0 {
+        return (0.0, 0.0);
+    }
+    let up = (to * to * (from * from - to * to) / (from * from))
+        .max(0.0)
+        .sqrt()
+        .min(to);
+    ((to * to - up * up).max(0.0).sqrt(), up)
+}
+
+/// The level half-way between two in the logarithm, rounded to f32 at each step as the reference does.
+fn middle(from: f32, to: f32) -> f32 {
+    let (from, to) = (ln(from), ln(to));
+    exp(to - (to - from) * 0.5)
+}
+
+/// The natural logarithm, correctly rounded.
+fn ln(value: f32) -> f32 {
+    f64::from(value).ln() as f32
+}
+
+/// The exponential, correctly rounded.
+fn exp(value: f32) -> f32 {
+    f64::from(value).exp() as f32
 }

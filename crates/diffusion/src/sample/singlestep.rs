@@ -1,6 +1,6 @@
 //! Two network calls per step.
 
-use super::{Denoiser, Run, Steps, add, ancestral, ancestral_flow, middle, mix, slope, tree};
+use super::{Denoiser, Run, Steps, add, ancestral_f32, ancestral_flow, exp, ln, middle, mix, slope, tree};
 use crate::Result;
 
 pub(super) fn heun(denoiser: &mut dyn Denoiser, mut x: Vec<f32>, run: &mut Run<'_>) -> Result<Vec<f32>> {
@@ -38,8 +38,8 @@ pub(super) fn dpm_2_ancestral(denoiser: &mut dyn Denoiser, mut x: Vec<f32>, run:
         let (down, ratio, up) = if run.is_flow {
             ancestral_flow(from.into(), to.into())
         } else {
-            let (down, up) = ancestral(from.into(), to.into());
-            (down, 1.0, up)
+            let (down, up) = ancestral_f32(from, to);
+            (down.into(), 1.0, up.into())
         };
         half_way(denoiser, &mut x, &guess, (from, down as f32))?;
         if down > 0.0 {
@@ -54,7 +54,7 @@ pub(super) fn dpm_2_ancestral(denoiser: &mut dyn Denoiser, mut x: Vec<f32>, run:
 fn half_way(denoiser: &mut dyn Denoiser, x: &mut [f32], guess: &[f32], (from, to): (f32, f32)) -> Result<()> {
     let mut direction = slope(x, from, guess);
     if to > 0.0 {
-        let half = middle(from.into(), to.into());
+        let half = middle(from, to);
         let ahead = mix(1.0, x, f64::from(half - from), &direction);
         let guess = denoiser.denoise(&ahead, half)?;
         direction = slope(&ahead, half, &guess);
@@ -73,8 +73,8 @@ pub(super) fn dpmpp_2s_ancestral(denoiser: &mut dyn Denoiser, mut x: Vec<f32>, r
         let (down, ratio, up) = if run.is_flow {
             ancestral_flow(start, to.into())
         } else {
-            let (down, up) = ancestral(start, to.into());
-            (down, 1.0, up)
+            let (down, up) = ancestral_f32(from, to);
+            (down.into(), 1.0, up.into())
         };
         if down <= 0.0 {
             let direction = slope(&x, from, &guess);
@@ -85,12 +85,16 @@ pub(super) fn dpmpp_2s_ancestral(denoiser: &mut dyn Denoiser, mut x: Vec<f32>, r
             true if from >= 1.0 => 0.9999,
             true => {
                 let lambda = |sigma: f64| ((1.0 - sigma) / sigma).ln();
-                1.0 / (f64::midpoint(lambda(start), lambda(down)).exp() + 1.0)
+                (1.0 / (f64::midpoint(lambda(start), lambda(down)).exp() + 1.0)) as f32
             }
-            false => f64::midpoint(start.ln(), down.ln()).exp(),
+            false => {
+                let (t, end) = (-ln(from), -ln(down as f32));
+                exp(-(t + 0.5 * (end - t)))
+            }
         };
-        let ahead = mix(half / start, &x, 1.0 - half / start, &guess);
-        let guess = denoiser.denoise(&ahead, half as f32)?;
+        let part = f64::from(half) / start;
+        let ahead = mix(part, &x, 1.0 - part, &guess);
+        let guess = denoiser.denoise(&ahead, half)?;
         x = mix(down / start, &x, 1.0 - down / start, &guess);
         let drawn = noise.draw(x.len());
         x = mix(ratio, &x, up, &drawn);
@@ -132,19 +136,14 @@ pub(super) fn dpmpp_sde(denoiser: &mut dyn Denoiser, mut x: Vec<f32>, run: &mut 
         let (lambda_from, lambda_to) = (lambda(from), lambda(to));
         let lambda_half = lambda_from + 0.5 * (lambda_to - lambda_from);
         let half = sigma_of(lambda_half);
+        // All in f32: near the end of a flow `end² - up²` cancels to a few digits, and the reference keeps those of f32.
         let step = |x: &[f32], guess: &[f32], (lambda_end, end): (f32, f32)| -> Vec<f32> {
-            let (lambda_from, lambda_end) = (f64::from(lambda_from), f64::from(lambda_end));
-            let alpha_from = f64::from(from) * lambda_from.exp();
-            let alpha_end = f64::from(end) * lambda_end.exp();
-            let (down, up) = ancestral((-lambda_from).exp(), (-lambda_end).exp());
+            let (down, up) = ancestral_f32((-lambda_from).exp(), (-lambda_end).exp());
+            let (alpha_from, alpha_end) = (from * lambda_from.exp(), end * lambda_end.exp());
             let h = -down.ln() - lambda_from;
-            let mut next = mix(
-                alpha_end / alpha_from * (-h).exp(),
-                x,
-                -alpha_end * (-h).exp_m1(),
-                guess,
-            );
-            add(&mut next, alpha_end * up, &tree.noise(from, end));
+            let (keep, turn) = (alpha_end / alpha_from * (-h).exp(), alpha_end * (-h).exp_m1());
+            let mut next = mix(keep.into(), x, (-turn).into(), guess);
+            add(&mut next, (alpha_end * up).into(), &tree.noise(from, end));
             next
         };
         let ahead = step(&x, &guess, (lambda_half, half));
