@@ -53,14 +53,23 @@ def case(group, id, model="sd15", **inputs):
     inputs = {**BASE, **inputs}
     torch.manual_seed(0)
     tensors, pictures = stack(model).generate(inputs, out)
+    # Samplers that ask between two levels can meet two equally near timesteps; then the last digit of a logarithm decides,
+    # or the last digits of the sample where they choose the steps. No other implementation need share those, so the limit
+    # is what they do to this case, or a five-hundredth of the spread.
+    this, moved = stack(model), 0.0
+    if inputs["sampler_name"] in ("k_dpmpp_2s_a", "k_dpm_adaptive"):
+        for nudge, stretch in [(-3e-7, 1), (3e-7, 1), (0, 1 + 1e-6), (0, 1 - 1e-6), (0, 1 + 3e-6), (0, 1 - 3e-6)]:
+            this.levels.nudge, this.stretch = nudge, stretch
+            moved = max(moved, (this.generate(inputs, out)[0]["latent"] - tensors["latent"]).abs().max().item())
+        this.levels.nudge, this.stretch = 0.0, 1.0
     folder = f"{out}/cases/{group}"
     os.makedirs(folder, exist_ok=True)
     save_file({k: v.contiguous() for k, v in tensors.items()}, f"{folder}/{id}.safetensors")
     Image.fromarray(pictures[0]).save(f"{folder}/{id}.png")
-    # How far the latent moves when the noise changes by a millionth tells how exact another implementation can be.
-    spread = float(tensors["latent"].std())
-    expect = [{"tensor": "latent", "max_abs": max(2e-3, 2e-3 * spread)}, {"image": True, "max_abs": 3, "psnr": 60.0, "ssim": 0.999}, {"tensor": "cond", "max_abs": 2e-4}, {"tensor": "sigmas", "max_abs": 2e-5, "rel": 2e-6}]
-    cases.append(dict(id=id, group=group, model=model, inputs=inputs, files=dict(tensors=f"cases/{group}/{id}.safetensors", image=f"cases/{group}/{id}.png"), expect=expect, notes="diffusers + k-diffusion", tensor_names=sorted(tensors)))
+    limit = max(2e-3, 2e-3 * float(tensors["latent"].std()), 1.5 * moved)
+    image = {"max_abs": 3, "psnr": 60.0} if moved < 0.01 else {"max_abs": 8, "psnr": 48.0}
+    expect = [{"tensor": "latent", "max_abs": limit}, {"image": True, "ssim": 0.999, **image}, {"tensor": "cond", "max_abs": 2e-4}, {"tensor": "sigmas", "max_abs": 2e-5, "rel": 2e-6}]
+    cases.append(dict(id=id, group=group, model=model, inputs=inputs, files=dict(tensors=f"cases/{group}/{id}.safetensors", image=f"cases/{group}/{id}.png"), expect=expect, notes="diffusers + k-diffusion", measured={"last_digit": moved}, tensor_names=sorted(tensors)))
 
 
 SAMPLERS = ["k_lms", "k_heun", "k_euler", "k_euler_a", "k_dpm_2", "k_dpm_2_a", "k_dpm_fast", "k_dpm_adaptive", "k_dpmpp_2s_a", "k_dpmpp_2m", "k_dpmpp_sde", "DDIM", "dpmsolver", "lcm"]

@@ -34,9 +34,10 @@ class Levels:
         alphas = torch.cumprod(1 - betas, 0)
         exact = ((1 - alphas) / alphas).sqrt()
         self.sigmas, self.logs = exact.float(), exact.log().float()
+        self.nudge = 0.0
 
     def index(self, sigma):
-        return (self.logs - torch.as_tensor(sigma).float().log()).abs().argmin().item()
+        return (self.logs - (torch.as_tensor(sigma).float().log() + self.nudge)).abs().argmin().item()
 
     def at(self, t):
         t = torch.clamp(torch.as_tensor(t).float(), 0, 999)
@@ -81,7 +82,7 @@ class Stack:
             self.clip2 = CLIPTextModelWithProjection.from_pretrained(f"{folder}/text_encoder_2", torch_dtype=torch.float32).eval()
         self.tokenizer = Tokenizer.from_file(tokenizer)
         self.scale = 0.13025 if self.xl else 0.18215
-        self.levels = Levels()
+        self.levels, self.stretch = Levels(), 1.0
         self.kd = sampling()
 
     def ids(self, text, pad):
@@ -123,7 +124,7 @@ class Stack:
         schedule = case.get("scheduler") or ("karras" if case["karras"] else "normal")
         sigmas = self.levels.run(schedule, case["ddim_steps"], denoise, skip, kd)
         generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn((batch, 4, *size), generator=generator)
+        noise = torch.randn((batch, 4, *size), generator=generator) * self.stretch
         latent, mask, extra = torch.zeros_like(noise), None, None
         out = {"cond": cond, "uncond": uncond, "noise": noise, "sigmas": sigmas}
         if "source_image" in case:
