@@ -1,9 +1,11 @@
 //! Runs the cases of a manifest of reference values and has its compare.py judge them.
 //!
-//! `cargo run -p diffusion --bin fidelity -- PATH [--groups a,b] [--only TEXT] [--out DIR]`
+//! `cargo run -p diffusion --bin fidelity -- PATH [--groups a,b] [--only TEXT] [--out DIR] [--layout file|diffusers]`
+
+mod stage;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
@@ -29,9 +31,19 @@ struct Options {
     out: PathBuf,
     groups: Vec<String>,
     only: String,
+    /// Models are read from their diffusers folders, where they have one.
+    folders: bool,
 }
 
+const USAGE: &str = "usage: fidelity PATH [--groups a,b] [--only TEXT] [--out DIR] [--layout file|diffusers]";
+
 fn main() -> ExitCode {
+    if std::env::args().any(|argument| argument == "--help" || argument == "-h") {
+        println!(
+            "{USAGE}\nPATH holds manifest.json, its models and cases, and compare.py. Cases of other engines are left out."
+        );
+        return ExitCode::SUCCESS;
+    }
     match options().and_then(|options| run(&options)) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -43,13 +55,14 @@ fn main() -> ExitCode {
 }
 
 fn options() -> Result<Options> {
-    let usage = || Error::Request("usage: fidelity PATH [--groups a,b] [--only TEXT] [--out DIR]".into());
+    let usage = || Error::Request(USAGE.into());
     let mut arguments = std::env::args().skip(1);
     let mut options = Options {
         root: arguments.next().map(PathBuf::from).ok_or_else(usage)?,
         out: std::env::temp_dir().join("fidelity"),
         groups: Vec::new(),
         only: String::new(),
+        folders: false,
     };
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(usage)?;
@@ -57,6 +70,7 @@ fn options() -> Result<Options> {
             "--groups" => options.groups = value.split(',').map(str::to_owned).collect(),
             "--only" => options.only = value,
             "--out" => options.out = PathBuf::from(value),
+            "--layout" if matches!(value.as_str(), "file" | "diffusers") => options.folders = value == "diffusers",
             _ => return Err(usage()),
         }
     }
@@ -66,7 +80,7 @@ fn options() -> Result<Options> {
 fn run(options: &Options) -> Result<bool> {
     let manifest: Value = serde_json::from_slice(&read(&options.root.join("manifest.json"))?)
         .map_err(|error| Error::Request(format!("manifest.json: {error}")))?;
-    let mut pipelines: HashMap<String, Pipeline> = HashMap::new();
+    let mut models = Models::default();
     let mut failed = false;
     for case in manifest["cases"].as_array().into_iter().flatten() {
         let (group, id) = (text(&case["group"]), text(&case["id"]));
@@ -74,21 +88,15 @@ fn run(options: &Options) -> Result<bool> {
         if !chosen || !format!("{group}/{id}").contains(&options.only) {
             continue;
         }
-        let tensors = match run_case(options, &manifest, case, &mut pipelines) {
-            Ok(Some(tensors)) => tensors,
-            Ok(None) => continue,
-            Err(error) => {
-                println!("{group}/{id}: {error}");
-                failed = true;
-                continue;
-            }
+        let done = if group == "stage" {
+            run_stage(options, &manifest, case, &mut models)
+        } else {
+            run_case(options, &manifest, case, &mut models).and_then(|tensors| save(options, case, tensors))
         };
-        let folder = options.out.join(group);
-        std::fs::create_dir_all(&folder).map_err(|source| Error::Open {
-            path: folder.clone(),
-            source,
-        })?;
-        candle_core::safetensors::save(&tensors, folder.join(format!("{id}.safetensors")))?;
+        if let Err(error) = done {
+            println!("{group}/{id}: {error}");
+            failed = true;
+        }
     }
     let mut judge = Command::new(std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into()));
     judge
@@ -109,26 +117,78 @@ fn run(options: &Options) -> Result<bool> {
     Ok(status.success() && !failed)
 }
 
+/// The models in use, and the names of those that are for other engines.
+#[derive(Default)]
+struct Models {
+    pipelines: HashMap<String, Pipeline>,
+    others: HashSet<String>,
+}
+
+impl Models {
+    /// The model of this name, loaded once; `None` if it is none of ours.
+    fn get(&mut self, options: &Options, manifest: &Value, name: &str) -> Result<Option<&Pipeline>> {
+        if !self.pipelines.contains_key(name) && !self.others.contains(name) {
+            if manifest["models"][name].is_null() || !is_ours(options, manifest, name)? {
+                self.others.insert(name.to_owned());
+            } else {
+                self.pipelines.insert(name.to_owned(), load(options, manifest, name)?);
+            }
+        }
+        Ok(self.pipelines.get(name))
+    }
+}
+
+fn save(options: &Options, case: &Value, tensors: Option<Tensors>) -> Result<()> {
+    let Some(tensors) = tensors else { return Ok(()) };
+    let folder = options.out.join(text(&case["group"]));
+    std::fs::create_dir_all(&folder).map_err(|source| Error::Open {
+        path: folder.clone(),
+        source,
+    })?;
+    candle_core::safetensors::save(&tensors, folder.join(format!("{}.safetensors", text(&case["id"]))))?;
+    Ok(())
+}
+
+fn run_stage(options: &Options, manifest: &Value, case: &Value, models: &mut Models) -> Result<()> {
+    let name = text(&case["files"]["json"]);
+    let reference: Value = serde_json::from_slice(&read(&options.root.join(name))?)
+        .map_err(|error| Error::Request(format!("{name}: {error}")))?;
+    let mut widths = HashMap::new();
+    for model in manifest["models"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name)
+    {
+        if let Some(pipeline) = models.get(options, manifest, model)? {
+            widths.insert(
+                model.clone(),
+                [false, true].map(|big| pipeline.model().token_width(big)),
+            );
+        }
+    }
+    let folder = options.root.join("models/embeddings");
+    let find = |model: &str, name: &str, big: bool| {
+        let width = widths.get(model)?[usize::from(big)]?;
+        let embedding = Embedding::open(&folder.join(format!("{name}.safetensors"))).ok()?;
+        embedding.vectors(big, width)
+    };
+    match stage::table(text(&case["id"]), &reference, &find)? {
+        Some(table) => stage::write(&options.out.join(name), &table),
+        None => Ok(()),
+    }
+}
+
 /// The tensors of a case, its pictures being written; `None` for cases of other engines.
-fn run_case(
-    options: &Options,
-    manifest: &Value,
-    case: &Value,
-    pipelines: &mut HashMap<String, Pipeline>,
-) -> Result<Option<Tensors>> {
+fn run_case(options: &Options, manifest: &Value, case: &Value, models: &mut Models) -> Result<Option<Tensors>> {
     let (group, id) = (text(&case["group"]), text(&case["id"]));
     if group == "sampler_only" {
         return sampler_only(options, case).map(Some);
     }
-    let name = text(&case["model"]);
-    let known = name.starts_with("sd") && !name.is_empty() && case["inputs"]["control_type"].is_null();
-    if !known || id.contains("controlnet") {
+    if !case["inputs"]["control_type"].is_null() || id.contains("controlnet") {
         return Ok(None);
     }
-    if !pipelines.contains_key(name) {
-        pipelines.insert(name.to_owned(), load(options, manifest, name)?);
-    }
-    let Some(pipeline) = pipelines.get_mut(name) else {
+    let Some(pipeline) = models.get(options, manifest, text(&case["model"]))? else {
         return Ok(None);
     };
     let reference = options.root.join(text(&case["files"]["tensors"]));
@@ -141,37 +201,46 @@ fn run_case(
     }
 }
 
+/// Whether a model holds a U-Net. Others of the manifest are for other engines.
+fn is_ours(options: &Options, manifest: &Value, name: &str) -> Result<bool> {
+    let file = SafetensorsFile::open(&options.root.join(text(&manifest["models"][name]["file"])))?;
+    let found = file.names().any(|name| name.ends_with("input_blocks.0.0.weight"));
+    Ok(found)
+}
+
 fn load(options: &Options, manifest: &Value, name: &str) -> Result<Pipeline> {
     let model = &manifest["models"][name];
-    let file = |model: &Value| options.root.join(text(&model["file"]));
+    let file = |model: &Value| {
+        let folder = text(&model["diffusers"]);
+        let is_folder = options.folders && !folder.is_empty();
+        options.root.join(if is_folder { folder } else { text(&model["file"]) })
+    };
     let mut files = ModelFiles {
         checkpoint: file(model),
         ..ModelFiles::default()
     };
     let mut base = model;
-    if let Some(parent) = name.strip_suffix("_inpaint") {
+    if let Some(parent) = parent(manifest, name) {
         base = &manifest["models"][parent];
         files.unet = Some(file(model));
         files.checkpoint = file(base);
     }
-    let number = |value: &Value| value.as_u64().map(|n| n as usize);
-    // Where no count of heads is told, the description tells their size; the small models' is 16.
-    let size = text(&base["kind"]).split_once("head dim ").and_then(|(_, rest)| {
-        let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-        digits.parse().ok()
-    });
-    let heads = number(&base["unet"]["num_heads"])
-        .map(Heads::Count)
-        .or(size.map(Heads::Size));
-    let text_heads = ["clip_l", "clip_h", "clip_g"]
-        .iter()
-        .find_map(|clip| number(&base[clip]["heads"]));
-    let overrides = Overrides {
-        norm_groups: number(&model["norm_groups_unet"]),
-        heads,
-        text_heads,
-        ..Overrides::default()
-    };
+    let mut overrides = Overrides::default();
+    if files.checkpoint.is_file() {
+        let number = |value: &Value| value.as_u64().map(|n| n as usize);
+        // Where no count of heads is told, the description tells their size; the small models' is 16.
+        let size = text(&base["kind"]).split_once("head dim ").and_then(|(_, rest)| {
+            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            digits.parse().ok()
+        });
+        overrides.norm_groups = number(&model["norm_groups_unet"]).or(number(&base["norm_groups_unet"]));
+        overrides.heads = number(&base["unet"]["num_heads"])
+            .map(Heads::Count)
+            .or(size.map(Heads::Size));
+        overrides.text_heads = ["clip_l", "clip_h", "clip_g"]
+            .iter()
+            .find_map(|clip| number(&base[clip]["heads"]));
+    }
     let mut pipeline = Pipeline::load(&files, &Device::Cpu, overrides)?;
     let folder = options.root.join("models/embeddings");
     let widths = [false, true].map(|big| pipeline.model().token_width(big));
@@ -180,6 +249,12 @@ fn load(options: &Options, manifest: &Value, name: &str) -> Result<Pipeline> {
         embedding.vectors(big, widths[usize::from(big)]?)
     });
     Ok(pipeline)
+}
+
+/// The model whose text encoders and VAE a lone U-Net uses: `NAME` for `NAME_inpaint`.
+fn parent<'a>(manifest: &Value, name: &'a str) -> Option<&'a str> {
+    let parent = name.strip_suffix("_inpaint")?;
+    (!manifest["models"][parent].is_null()).then_some(parent)
 }
 
 struct Formula;
@@ -317,7 +392,11 @@ fn whole(options: &Options, pipeline: &Pipeline, case: &Value) -> Result<Tensors
     request.clip_skip = count("clip_skip", 1) as usize;
     request.batch = count("batch", 1) as usize;
     request.tiling = inputs["tiling"] == true;
-    request.step_noise = StepNoise::Cpu;
+    request.step_noise = if inputs["rng"].is_string() {
+        StepNoise::Cuda
+    } else {
+        StepNoise::Cpu
+    };
     if inputs["source_image"].is_string() {
         let mask = if inputs["source_mask"].is_string() {
             Some(picture(options, &inputs["source_mask"])?.to_grey())
