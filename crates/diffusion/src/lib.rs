@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod embedding;
 mod error;
+mod header;
 mod layout;
 pub mod model;
 pub mod nn;

@@ -8,12 +8,11 @@ use std::{
 
 use candle_core::{DType, Device, Tensor};
 use memmap2::Mmap;
-use serde_json::Value;
 
-use crate::{Error, Result};
-
-/// A header of 16 MB describes 100,000 tensors; the largest real ones have 3,000.
-const MAX_HEADER_BYTES: u64 = 16 << 20;
+use crate::{
+    Error, Result,
+    header::{self, Header},
+};
 
 /// A mapped file and the places of its tensors.
 pub struct SafetensorsFile {
@@ -86,36 +85,43 @@ impl SafetensorsFile {
         // in place, and an owner who truncates one under a running worker ends the engine child alone.
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
         let header_bytes = map[..8].try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
-        if header_bytes > MAX_HEADER_BYTES || header_bytes > length - 8 {
+        if header_bytes > header::MAX_BYTES || header_bytes > length - 8 {
             return Err(damaged(format!(
                 "a header of {header_bytes} bytes in a file of {length}"
             )));
         }
         let data_start = 8 + header_bytes as usize;
-        let header: HashMap<String, Value> =
-            serde_json::from_slice(&map[8..data_start]).map_err(|error| damaged(format!("its header: {error}")))?;
+        let header = Header::parse(&map[8..data_start]).map_err(|error| damaged(format!("its header: {error}")))?;
         let data_bytes = map.len() - data_start;
-        let mut entries = HashMap::with_capacity(header.len());
-        let mut metadata = HashMap::new();
-        for (name, value) in header {
-            if name == "__metadata__" {
-                if let Value::Object(pairs) = value {
-                    metadata.extend(pairs.into_iter().filter_map(|(k, v)| Some((k, v.as_str()?.to_owned()))));
-                }
+        let mut entries = HashMap::with_capacity(header.tensors.len());
+        let mut promised = 0usize;
+        for (name, tensor) in header.tensors {
+            let Some(format) = Format::from_name(&tensor.dtype) else {
                 continue;
+            };
+            let [start, end] = tensor.data_offsets;
+            let bytes = tensor
+                .shape
+                .iter()
+                .try_fold(format.bytes(), |product, dim| product.checked_mul(*dim));
+            let fits = start <= end && end <= data_bytes;
+            if !fits || bytes != Some(end - start) {
+                return Err(damaged(format!("tensor `{name}` does not lie within the file")));
             }
-            if let Some(entry) = entry(&value) {
-                let count = entry
-                    .shape
-                    .iter()
-                    .try_fold(entry.format.bytes(), |product, dim| product.checked_mul(*dim));
-                let fits = entry.start <= entry.end && entry.end <= data_bytes;
-                if !fits || count != Some(entry.end - entry.start) {
-                    return Err(damaged(format!("tensor `{name}` does not lie within the file")));
-                }
-                entries.insert(name, entry);
+            // Tensors that share their bytes could ask for a thousand times the file's size of memory.
+            promised = promised.saturating_add(end - start);
+            if promised > data_bytes {
+                return Err(damaged("its tensors lie upon each other".to_owned()));
             }
+            let entry = Entry {
+                format,
+                shape: tensor.shape,
+                start,
+                end,
+            };
+            entries.insert(name, entry);
         }
+        let metadata = header.metadata;
         Ok(Self {
             path: path.to_owned(),
             map,
@@ -162,22 +168,6 @@ impl SafetensorsFile {
         };
         Ok(tensor.to_dtype(dtype)?.to_device(device)?)
     }
-}
-
-fn entry(value: &Value) -> Option<Entry> {
-    let number = |value: &Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
-    let offsets = value.get("data_offsets")?.as_array()?;
-    Some(Entry {
-        format: Format::from_name(value.get("dtype")?.as_str()?)?,
-        shape: value
-            .get("shape")?
-            .as_array()?
-            .iter()
-            .map(number)
-            .collect::<Option<_>>()?,
-        start: number(offsets.first()?)?,
-        end: number(offsets.get(1)?)?,
-    })
 }
 
 fn widen(byte: u8, format: Format) -> f32 {
@@ -245,5 +235,22 @@ mod tests {
         let huge = r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296,4],"data_offsets":[0,16]}}"#;
         assert!(open(&file(huge, &[0; 16])).is_err());
         assert!(open(&file("{", &[])).is_err());
+    }
+
+    #[test]
+    fn tensors_upon_each_other_are_refused() {
+        let entry = |name: &str| format!(r#""{name}":{{"dtype":"F32","shape":[4],"data_offsets":[0,16]}}"#);
+        let header = format!("{{{},{}}}", entry("a"), entry("b"));
+        let error = open(&file(&header, &[0; 16])).err().expect("an error").to_string();
+        assert!(error.contains("upon each other"), "{error}");
+    }
+
+    #[test]
+    fn every_cut_of_a_file_is_refused_or_whole() {
+        let header = r#"{"a":{"dtype":"F16","shape":[3],"data_offsets":[0,6]}}"#;
+        let whole = file(header, &[0; 6]);
+        for length in 0..whole.len() {
+            assert!(open(&whole[..length]).is_err(), "{length} bytes");
+        }
     }
 }
