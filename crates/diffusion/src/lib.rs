@@ -9,6 +9,8 @@ pub mod model;
 pub mod nn;
 pub mod noise;
 pub mod pipeline;
+mod plan;
+pub mod progress;
 pub mod prompt;
 pub mod request;
 pub mod safetensors_file;
@@ -19,5 +21,7 @@ pub mod weights;
 
 pub use error::{Error, Result};
 pub use model::{ModelFiles, Overrides};
-pub use pipeline::{Pipeline, Progress};
+pub use pipeline::Pipeline;
+pub use plan::{MemoryPlan, plan};
+pub use progress::{Eta, Notice, Progress};
 pub use request::{Hires, Request, Source};

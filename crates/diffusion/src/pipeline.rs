@@ -1,36 +1,23 @@
 //! From a request to pictures.
 
+use std::path::PathBuf;
+
 use candle_core::{DType, Device, Tensor};
 use imaging::{Filter, Picture};
 
 use crate::{
     Error, Result,
     model::{Encoded, Find, Model, ModelFiles, Overrides},
-    nn::unet::Conditions,
+    nn::{unet::Conditions, vae::Vae},
     noise::TorchCpu,
+    progress::Notice,
     prompt,
     request::{Request, Source},
     sample::{Denoiser, Run, Sampler, sample},
     sigma::Schedule,
 };
 
-/// Told of each step, and asked whether to go on.
-pub trait Progress {
-    /// `step` of `total` steps begins.
-    fn step(&mut self, step: usize, total: usize);
-    /// True once the run should stop at the next step.
-    fn is_cancelled(&self) -> bool;
-    /// Every value that a stage ends with, by name, for comparison with a reference.
-    fn stage(&mut self, _name: &str, _value: &Tensor) {}
-}
-
-/// Tells nobody and never stops.
-impl Progress for () {
-    fn step(&mut self, _: usize, _: usize) {}
-    fn is_cancelled(&self) -> bool {
-        false
-    }
-}
+pub use crate::progress::Progress;
 
 /// Finds textual inversions: name and whether the big encoder (G, H) asks.
 pub type FindEmbedding = Box<Find>;
@@ -40,14 +27,34 @@ pub struct Pipeline {
     model: Model,
     /// Where `embedding:NAME` is looked up.
     pub embeddings: FindEmbedding,
+    /// Larger pictures are decoded in tiles; at first [`WHOLE_PIXELS`].
+    pub whole_pixels: u64,
+    /// Whether both prompts go through the U-Net in one call; at first on every device but the CPU, where it gains nothing
+    /// and needs more memory.
+    pub joint_guidance: bool,
 }
+
+/// The largest picture that is decoded whole, as the reference does, unless told otherwise.
+pub const WHOLE_PIXELS: u64 = 1536 * 1536;
 
 impl Pipeline {
     /// Loads a model.
     pub fn load(files: &ModelFiles, device: &Device, overrides: Overrides) -> Result<Self> {
+        Self::load_with_encoders(files, &[], device, overrides)
+    }
+
+    /// As [`Self::load`], with text encoders from files of their own.
+    pub fn load_with_encoders(
+        files: &ModelFiles,
+        encoders: &[PathBuf],
+        device: &Device,
+        overrides: Overrides,
+    ) -> Result<Self> {
         Ok(Self {
-            model: Model::load(files, device, overrides)?,
+            model: Model::load_with_encoders(files, encoders, device, overrides)?,
             embeddings: Box::new(|_, _| None),
+            whole_pixels: WHOLE_PIXELS,
+            joint_guidance: !device.is_cpu(),
         })
     }
 
@@ -57,31 +64,77 @@ impl Pipeline {
     }
 
     /// Makes `request.batch` pictures.
+    ///
+    /// # Errors
+    /// [`Error::NoPicture`] where the model gives not-a-number or one flat colour, also when decoded again in f32;
+    /// [`Error::Cancelled`]; [`Error::Request`] for what no clamp can mend.
     pub fn generate(&self, request: &Request, progress: &mut dyn Progress) -> Result<Vec<Picture>> {
         let request = request.clone().clamped();
         let latents = self.latents(&request, progress)?;
         progress.stage("latent", &latents);
-        let decoded = self.model.vae.decode(&latents, request.tiling)?;
-        let pictures = pictures(&decoded)?;
-        if pictures.iter().all(|(_, flaw)| flaw.is_none()) {
-            return Ok(pictures.into_iter().map(|(picture, _)| picture).collect());
-        }
-        let decoded = self.model.fresh_vae()?.decode(&latents, request.tiling)?;
-        self::pictures(&decoded)?
-            .into_iter()
-            .map(|(picture, flaw)| match flaw {
-                None => Ok(picture),
-                Some(flaw) => Err(Error::NoPicture(flaw)),
+        (0..request.batch)
+            .map(|i| {
+                let latent = latents.narrow(0, i, 1)?.contiguous()?;
+                self.picture(&latent, request.tiling, progress)
             })
             .collect()
+    }
+
+    /// Decodes `(1, z, h, w)`, once more if no picture came out.
+    fn picture(&self, latent: &Tensor, circular: bool, progress: &mut dyn Progress) -> Result<Picture> {
+        let finite = latent
+            .flatten_all()?
+            .to_vec1::<f32>()?
+            .iter()
+            .all(|value| value.is_finite());
+        if !finite {
+            return Err(Error::NoPicture("not-a-number"));
+        }
+        let (picture, flaw) = to_picture(&self.decode(&self.model.vae, latent, circular, progress)?)?;
+        if flaw.is_none() {
+            return Ok(picture);
+        }
+        progress.notice(Notice::DecodedAgain);
+        let (picture, flaw) = to_picture(&self.decode(&self.model.fresh_vae()?, latent, circular, progress)?)?;
+        flaw.map_or(Ok(picture), |flaw| Err(Error::NoPicture(flaw)))
+    }
+
+    fn decode(&self, vae: &Vae, latent: &Tensor, circular: bool, progress: &mut dyn Progress) -> Result<Tensor> {
+        let (_, _, h, w) = latent.dims4()?;
+        let mut go_on = || {
+            if progress.is_cancelled() {
+                Err(Error::Cancelled)
+            } else {
+                Ok(())
+            }
+        };
+        go_on()?;
+        if 64 * (h * w) as u64 <= self.whole_pixels {
+            return vae.decode(latent, circular);
+        }
+        let decoded = vae.decode_tiled(latent, circular, &mut go_on)?;
+        progress.notice(Notice::DecodedInTiles);
+        Ok(decoded)
     }
 
     /// Both parts of a prompt.
     fn encode(&self, request: &Request, progress: &mut dyn Progress) -> Result<(Encoded, Encoded)> {
         let (positive, negative) = prompt::split_negative(&request.prompt);
         let skip = Some(request.clip_skip);
-        let cond = self.model.encode(positive, skip, &*self.embeddings)?;
-        let uncond = self.model.encode(negative, skip, &*self.embeddings)?;
+        let mut encode = |prompt: &str, is_negative: bool| -> Result<Encoded> {
+            if progress.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let encoded = self.model.encode(prompt, skip, &*self.embeddings)?;
+            if encoded.dropped_tokens > 0 {
+                progress.notice(Notice::PromptCut {
+                    is_negative,
+                    dropped_tokens: encoded.dropped_tokens,
+                });
+            }
+            Ok(encoded)
+        };
+        let (cond, uncond) = (encode(positive, false)?, encode(negative, true)?);
         for (name, encoded) in [("cond", &cond), ("uncond", &uncond)] {
             progress.stage(name, &encoded.context);
         }
@@ -271,6 +324,7 @@ impl Pass<'_> {
             cond: (&cond.context, model.label(cond, self.size.0, self.size.1)?),
             uncond: (&uncond.context, model.label(uncond, self.size.0, self.size.1)?),
             cfg: request.cfg_scale as f32,
+            is_joint: self.pipeline.joint_guidance,
             circular: request.tiling,
             extra,
             hold,
@@ -340,33 +394,62 @@ struct Network<'a> {
     cond: (&'a Tensor, Option<Tensor>),
     uncond: (&'a Tensor, Option<Tensor>),
     cfg: f32,
+    is_joint: bool,
     circular: bool,
     extra: Option<Tensor>,
     hold: Option<Hold<'a>>,
 }
 
 impl Network<'_> {
+    /// The guess with a prompt.
     fn call(&self, x: &[f32], sigma: f32, (context, label): (&Tensor, Option<&Tensor>)) -> Result<Vec<f32>> {
-        let batch = self.shape.0;
+        let input = self.input(x, sigma)?;
+        let (_, tokens, width) = context.dims3()?;
+        let context = context.broadcast_as((self.shape.0, tokens, width))?.contiguous()?;
+        let output = self.through(&input, sigma, (&context, label))?;
+        Ok(self.model.clean(x, &output.flatten_all()?.to_vec1::<f32>()?, sigma))
+    }
+
+    /// The guesses with and without the prompt from one call; their contexts are equally long.
+    fn call_both(&self, x: &[f32], sigma: f32) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (batch, (_, tokens, width)) = (self.shape.0, self.cond.0.dims3()?);
+        let input = self.input(x, sigma)?;
+        let input = Tensor::cat(&[&input, &input], 0)?;
+        let wide = |context: &Tensor| context.broadcast_as((batch, tokens, width))?.contiguous();
+        let context = Tensor::cat(&[wide(self.cond.0)?, wide(self.uncond.0)?], 0)?;
+        let label = match (&self.cond.1, &self.uncond.1) {
+            (Some(cond), Some(uncond)) => {
+                let rows = |label: &Tensor| label.broadcast_as((batch, label.dim(1)?))?.contiguous();
+                Some(Tensor::cat(&[rows(cond)?, rows(uncond)?], 0)?)
+            }
+            _ => None,
+        };
+        let output = self.through(&input, sigma, (&context, label.as_ref()))?;
+        let output = output.flatten_all()?.to_vec1::<f32>()?;
+        let (with, without) = output.split_at(x.len().min(output.len()));
+        Ok((self.model.clean(x, with, sigma), self.model.clean(x, without, sigma)))
+    }
+
+    fn input(&self, x: &[f32], sigma: f32) -> Result<Tensor> {
         let scale = 1.0 / (sigma * sigma + 1.0).sqrt();
         let scaled: Vec<f32> = x.iter().map(|x| x * scale).collect();
-        let mut input = Tensor::from_vec(scaled, self.shape, self.model.device())?;
-        if let Some(extra) = &self.extra {
-            input = Tensor::cat(&[&input, extra], 1)?;
-        }
-        let (_, tokens, width) = context.dims3()?;
-        let context = context.broadcast_as((batch, tokens, width))?.contiguous()?;
+        let input = Tensor::from_vec(scaled, self.shape, self.model.device())?;
+        Ok(match &self.extra {
+            Some(extra) => Tensor::cat(&[&input, extra], 1)?,
+            None => input,
+        })
+    }
+
+    fn through(&self, input: &Tensor, sigma: f32, (context, label): (&Tensor, Option<&Tensor>)) -> Result<Tensor> {
         let conditions = Conditions {
-            context: &context,
+            context,
             label,
             residuals: None,
             circular: self.circular,
         };
-        let output = self
-            .model
+        self.model
             .unet
-            .forward(&input, &[self.model.levels.timestep(sigma)], &conditions)?;
-        Ok(self.model.clean(x, &output.flatten_all()?.to_vec1::<f32>()?, sigma))
+            .forward(input, &[self.model.levels.timestep(sigma)], &conditions)
     }
 }
 
@@ -388,9 +471,20 @@ impl Denoiser for Network<'_> {
             }
             None => x,
         };
-        let mut guess = self.call(x, sigma, (self.cond.0, self.cond.1.as_ref()))?;
-        if self.cfg != 1.0 {
-            let without = self.call(x, sigma, (self.uncond.0, self.uncond.1.as_ref()))?;
+        let is_guided = self.cfg != 1.0;
+        let is_joint = is_guided && self.is_joint && self.cond.0.dims() == self.uncond.0.dims();
+        let (mut guess, without) = if is_joint {
+            let (guess, without) = self.call_both(x, sigma)?;
+            (guess, Some(without))
+        } else {
+            let guess = self.call(x, sigma, (self.cond.0, self.cond.1.as_ref()))?;
+            let without = match is_guided {
+                true => Some(self.call(x, sigma, (self.uncond.0, self.uncond.1.as_ref()))?),
+                false => None,
+            };
+            (guess, without)
+        };
+        if let Some(without) = without {
             for (guess, without) in guess.iter_mut().zip(without) {
                 *guess = without + (*guess - without) * self.cfg;
             }
@@ -453,31 +547,29 @@ fn nearest_exact(x: &Tensor, height: u32, width: u32) -> Result<Tensor> {
 
 /// Decoded `(b, 3, h, w)` in -1..=1 as pictures, whatever they show.
 pub fn to_pictures(decoded: &Tensor) -> Result<Vec<Picture>> {
-    Ok(pictures(decoded)?.into_iter().map(|(picture, _)| picture).collect())
+    (0..decoded.dim(0)?)
+        .map(|i| Ok(to_picture(&decoded.narrow(0, i, 1)?)?.0))
+        .collect()
 }
 
-/// Decoded `(b, 3, h, w)` in -1..=1 as pictures, each with what is wrong with it.
-fn pictures(decoded: &Tensor) -> Result<Vec<(Picture, Option<&'static str>)>> {
-    let (b, _, h, w) = decoded.dims4()?;
-    let mut out = Vec::with_capacity(b);
-    for i in 0..b {
-        let values: Vec<f32> = decoded.get(i)?.flatten_all()?.to_vec1()?;
-        let flaw = if values.iter().any(|value| !value.is_finite()) {
-            Some("not-a-number")
-        } else {
-            let low = values.iter().copied().fold(f32::MAX, f32::min);
-            let high = values.iter().copied().fold(f32::MIN, f32::max);
-            (high - low < 1e-3).then_some("one flat colour")
-        };
-        let mut bytes = vec![0u8; values.len()];
-        for (at, value) in values.iter().enumerate() {
-            let (channel, place) = (at / (h * w), at % (h * w));
-            // A float that is no number becomes 0; the cast saturates.
-            bytes[place * 3 + channel] = (255.0 * f32::midpoint(*value, 1.0).clamp(0.0, 1.0)) as u8;
-        }
-        let picture = Picture::from_rgb(w as u32, h as u32, bytes)
-            .map_err(|error| Error::Request(format!("a picture of {w}x{h}: {error}")))?;
-        out.push((picture, flaw));
+/// Decoded `(1, 3, h, w)` in -1..=1 as a picture, and what is wrong with it.
+fn to_picture(decoded: &Tensor) -> Result<(Picture, Option<&'static str>)> {
+    let (_, _, h, w) = decoded.dims4()?;
+    let values: Vec<f32> = decoded.flatten_all()?.to_vec1()?;
+    let mut bytes = vec![0u8; values.len()];
+    for (at, value) in values.iter().enumerate() {
+        let (channel, place) = (at / (h * w), at % (h * w));
+        // A float that is no number becomes 0; the cast saturates.
+        bytes[place * 3 + channel] = (255.0 * f32::midpoint(*value, 1.0).clamp(0.0, 1.0)) as u8;
     }
-    Ok(out)
+    let flaw = if values.iter().any(|value| !value.is_finite()) {
+        Some("not-a-number")
+    } else if bytes.chunks_exact(3).all(|pixel| *pixel == bytes[..3]) {
+        Some("one flat colour")
+    } else {
+        None
+    };
+    let picture = Picture::from_rgb(w as u32, h as u32, bytes)
+        .map_err(|error| Error::Request(format!("a picture of {w}x{h}: {error}")))?;
+    Ok((picture, flaw))
 }

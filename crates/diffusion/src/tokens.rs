@@ -63,6 +63,11 @@ pub fn vocabulary() -> Result<&'static Tokenizer> {
 
 /// A prompt's rows; `fill` is the token that fills them up. At least one row, at most [`MAX_ROWS`] (the rest is dropped).
 pub fn rows(prompt: &str, fill: u32, embeddings: &dyn Embeddings) -> Result<Vec<Row>> {
+    Ok(rows_within(prompt, fill, embeddings)?.0)
+}
+
+/// As [`rows`], and how many tokens at the end found no room.
+pub fn rows_within(prompt: &str, fill: u32, embeddings: &dyn Embeddings) -> Result<(Vec<Row>, usize)> {
     if prompt.len() > MAX_PROMPT_BYTES {
         return Err(Error::Request(format!("a prompt of {} bytes", prompt.len())));
     }
@@ -73,6 +78,7 @@ pub fn rows(prompt: &str, fill: u32, embeddings: &dyn Embeddings) -> Result<Vec<
         }
     }
     let mut rows = vec![RowBuilder::new()];
+    let mut dropped = 0;
     for (mut tokens, weight) in groups {
         let cut = tokens.len() >= CUT_FROM;
         while !tokens.is_empty() {
@@ -85,13 +91,14 @@ pub fn rows(prompt: &str, fill: u32, embeddings: &dyn Embeddings) -> Result<Vec<
                     rows[last].extend(tokens.drain(..room), weight);
                 }
                 if rows.len() == MAX_ROWS {
+                    dropped += tokens.len();
                     break;
                 }
                 rows.push(RowBuilder::new());
             }
         }
     }
-    Ok(rows.into_iter().map(|row| row.finish(fill)).collect())
+    Ok((rows.into_iter().map(|row| row.finish(fill)).collect(), dropped))
 }
 
 /// The row of an empty prompt.

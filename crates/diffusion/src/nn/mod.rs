@@ -4,3 +4,4 @@ pub mod clip;
 mod layers;
 pub mod unet;
 pub mod vae;
+pub(crate) mod vae_tiled;

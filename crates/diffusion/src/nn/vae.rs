@@ -23,16 +23,16 @@ struct Encoder {
     quant: Option<Conv>,
 }
 
-struct Decoder {
+pub(super) struct Decoder {
     post_quant: Option<Conv>,
     conv_in: Conv,
     middle: Middle,
-    levels: Vec<Level>, // the smallest picture first
+    pub(super) levels: Vec<Level>, // the smallest picture first
     norm: Norm,
     conv_out: Conv,
 }
 
-struct Level {
+pub(super) struct Level {
     blocks: Vec<Res>,
     resample: Option<Conv>,
 }
@@ -107,25 +107,24 @@ impl Vae {
 
     /// `(b, z, h, w)` unscaled latents -> `(b, 3, 8h, 8w)` f32, about -1..=1.
     pub fn decode(&self, latents: &Tensor, circular: bool) -> Result<Tensor> {
-        let decoder = &self.decoder;
-        let mut h = latents.to_dtype(self.dtype)?;
-        if let Some(conv) = &decoder.post_quant {
-            h = conv.forward(&h, circular)?;
+        let mut h = self.decoder.begin(&latents.to_dtype(self.dtype)?, circular)?;
+        for level in &self.decoder.levels {
+            h = level.blocks(&h, circular, &mut plain)?;
+            h = level.enlarge(&h, circular)?;
         }
-        h = decoder
-            .middle
-            .forward(&decoder.conv_in.forward(&h, circular)?, circular)?;
-        for level in &decoder.levels {
-            for block in &level.blocks {
-                h = block.forward(&h, circular)?;
-            }
-            if let Some(conv) = &level.resample {
-                let (_, _, height, width) = h.dims4()?;
-                h = conv.forward(&tensor_ops::upsample_nearest(&h, 2 * height, 2 * width)?, circular)?;
-            }
-        }
-        let h = decoder.conv_out.forward(&decoder.norm.forward(&h)?, circular)?;
-        Ok(h.to_dtype(DType::F32)?)
+        self.decoder.end(&h, circular, &mut plain)
+    }
+
+    /// As [`Self::decode`], one picture `(1, z, h, w)`, its larger half in tiles, so that the memory needed hardly grows with
+    /// its size. `each` is asked before every tile and may end the work.
+    pub fn decode_tiled(
+        &self,
+        latent: &Tensor,
+        circular: bool,
+        each: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Tensor> {
+        let h = self.decoder.begin(&latent.to_dtype(self.dtype)?, circular)?;
+        super::vae_tiled::decode(&self.decoder, h, circular, each)
     }
 
     /// `(b, 3, h, w)` in -1..=1 -> the posterior's mean `(b, z, h/8, w/8)` f32, unscaled.
@@ -136,9 +135,7 @@ impl Vae {
             .ok_or_else(|| Error::Weights("this VAE has no encoder".into()))?;
         let mut h = encoder.conv_in.forward(&picture.to_dtype(self.dtype)?, circular)?;
         for level in &encoder.levels {
-            for block in &level.blocks {
-                h = block.forward(&h, circular)?;
-            }
+            h = level.blocks(&h, circular, &mut plain)?;
             if let Some(conv) = &level.resample {
                 // One row below and one column to the right, never around the edge.
                 let padded = h.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?;
@@ -181,6 +178,50 @@ fn levels(loader: &Loader<'_>, resample: &str, groups: usize) -> Result<Vec<Leve
     }
 }
 
+/// How a group norm is done.
+pub(super) type Norming<'a> = dyn FnMut(&Norm, &Tensor) -> Result<Tensor> + 'a;
+
+/// With the moments of the tensor itself.
+fn plain(norm: &Norm, x: &Tensor) -> Result<Tensor> {
+    Ok(norm.forward(x)?)
+}
+
+impl Decoder {
+    /// `(b, z, h, w)` -> `(b, c, h, w)` before the first level.
+    fn begin(&self, latents: &Tensor, circular: bool) -> Result<Tensor> {
+        let mut h = latents.clone();
+        if let Some(conv) = &self.post_quant {
+            h = conv.forward(&h, circular)?;
+        }
+        self.middle.forward(&self.conv_in.forward(&h, circular)?, circular)
+    }
+
+    /// `(b, c, 8h, 8w)` after the last level -> `(b, 3, 8h, 8w)` f32.
+    pub(super) fn end(&self, h: &Tensor, circular: bool, norm: &mut Norming<'_>) -> Result<Tensor> {
+        let h = self.conv_out.forward(&norm(&self.norm, h)?, circular)?;
+        Ok(h.to_dtype(DType::F32)?)
+    }
+}
+
+impl Level {
+    pub(super) fn blocks(&self, x: &Tensor, circular: bool, norm: &mut Norming<'_>) -> Result<Tensor> {
+        let mut h = x.clone();
+        for block in &self.blocks {
+            h = block.forward(&h, circular, norm)?;
+        }
+        Ok(h)
+    }
+
+    /// Twice the size, where the level ends so.
+    pub(super) fn enlarge(&self, x: &Tensor, circular: bool) -> Result<Tensor> {
+        let Some(conv) = &self.resample else {
+            return Ok(x.clone());
+        };
+        let (_, _, height, width) = x.dims4()?;
+        Ok(conv.forward(&tensor_ops::upsample_nearest(x, 2 * height, 2 * width)?, circular)?)
+    }
+}
+
 impl Middle {
     fn new(loader: &Loader<'_>, groups: usize) -> Result<Self> {
         let attention = loader.at("attn_1");
@@ -198,7 +239,7 @@ impl Middle {
     }
 
     fn forward(&self, x: &Tensor, circular: bool) -> Result<Tensor> {
-        let x = self.first.forward(x, circular)?;
+        let x = self.first.forward(x, circular, &mut plain)?;
         let (b, c, height, width) = x.dims4()?;
         let attention = &self.attention;
         let rows = attention
@@ -219,7 +260,7 @@ impl Middle {
             .transpose(1, 2)?
             .contiguous()?
             .reshape((b, c, height, width))?;
-        self.second.forward(&(x + y)?, circular)
+        self.second.forward(&(x + y)?, circular, &mut plain)
     }
 }
 
@@ -239,9 +280,9 @@ impl Res {
         })
     }
 
-    fn forward(&self, x: &Tensor, circular: bool) -> Result<Tensor> {
-        let h = self.convs[0].forward(&self.norms[0].forward(x)?, circular)?;
-        let h = self.convs[1].forward(&self.norms[1].forward(&h)?, circular)?;
+    fn forward(&self, x: &Tensor, circular: bool, norm: &mut Norming<'_>) -> Result<Tensor> {
+        let h = self.convs[0].forward(&norm(&self.norms[0], x)?, circular)?;
+        let h = self.convs[1].forward(&norm(&self.norms[1], &h)?, circular)?;
         match &self.skip {
             Some(skip) => Ok((skip.forward(x, circular)? + h)?),
             None => Ok((x + h)?),

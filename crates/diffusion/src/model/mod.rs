@@ -1,6 +1,8 @@
 //! A model in use: its family told from its weights, its networks, its noise levels.
 
-use std::path::{Path, PathBuf};
+mod files;
+
+use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
 use tensor_ops::Activation;
@@ -14,8 +16,10 @@ use crate::{
     },
     sigma::{Levels, Prediction},
     tokens::{self, END, Embeddings},
-    weights::{Loader, Params, Part, Weights},
+    weights::{Loader, Params, Weights},
 };
+
+pub(crate) use files::{family, open};
 
 /// What a model is, as far as the pipeline cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +30,16 @@ pub enum Family {
     Sd2,
     /// Stable Diffusion XL: CLIP-L and OpenCLIP-G, size conditioning.
     Sdxl,
+}
+
+impl Family {
+    /// What its latents are multiplied by before the U-Net sees them.
+    pub fn vae_scale(self) -> f64 {
+        match self {
+            Self::Sd1 | Self::Sd2 => 0.18215,
+            Self::Sdxl => 0.13025,
+        }
+    }
 }
 
 /// The files of a model.
@@ -50,8 +64,14 @@ pub struct Overrides {
     pub heads: Option<Heads>,
     /// Heads of the text encoders (their width / 64).
     pub text_heads: Option<usize>,
+    /// Heads of OpenCLIP's H or G beside another encoder (`text_heads`, else its width / 64).
+    pub big_text_heads: Option<usize>,
     /// What the U-Net predicts.
     pub prediction: Option<Prediction>,
+    /// What latents are multiplied by before the U-Net sees them.
+    pub vae_scale: Option<f64>,
+    /// Whether the last noise level is almost pure noise.
+    pub zero_terminal_snr: Option<bool>,
 }
 
 /// A loaded model.
@@ -86,34 +106,27 @@ pub struct Encoded {
     pub context: Tensor,
     /// `(1, d)` f32.
     pub pooled: Tensor,
+    /// Tokens at the end of the prompt that found no room.
+    pub dropped_tokens: usize,
 }
 
 impl Model {
     /// Loads a model; on the CPU everything is f32, elsewhere the networks are f16 and the VAE f32.
     pub fn load(files: &ModelFiles, device: &Device, overrides: Overrides) -> Result<Self> {
-        let mut weights = Weights::default();
+        Self::load_with_encoders(files, &[], device, overrides)
+    }
+
+    /// As [`Self::load`]; text encoders from files of their own replace the checkpoint's. Which one a file holds is told
+    /// from its weights.
+    pub fn load_with_encoders(
+        files: &ModelFiles,
+        encoders: &[PathBuf],
+        device: &Device,
+        overrides: Overrides,
+    ) -> Result<Self> {
         let mut overrides = overrides;
-        if files.checkpoint.is_dir() {
-            add_folder(&mut weights, &files.checkpoint, &mut overrides)?;
-        } else {
-            weights.add(&files.checkpoint, Part::Whole)?;
-        }
-        if let Some(path) = &files.unet {
-            weights.add(path, Part::UNet)?;
-        }
-        if let Some(path) = &files.vae {
-            weights.add(path, Part::Vae)?;
-        }
-        if !weights.has("unet.input_blocks.0.0.weight") {
-            return Err(Error::Weights("there is no U-Net in it".into()));
-        }
-        let family = if weights.has("unet.label_emb.0.0.weight") {
-            Family::Sdxl
-        } else if weights.has_prefix("clip_h.") {
-            Family::Sd2
-        } else {
-            Family::Sd1
-        };
+        let weights = open(files, encoders, &mut overrides)?;
+        let family = family(&weights)?;
         let params = Params::default();
         let network = if device.is_cpu() { DType::F32 } else { DType::F16 };
         let at = |prefix: &str, dtype| Loader::new(&weights, &params, prefix, dtype, device);
@@ -139,7 +152,7 @@ impl Model {
             .or(weights.metadata_number("vae_norm_num_groups"))
             .unwrap_or(32);
         let text_heads = overrides.text_heads.or(weights.metadata_number("text_num_heads"));
-        let clip = |name: &str, activation| -> Result<Option<Clip>> {
+        let clip = |name: &str, activation, text_heads: Option<usize>| -> Result<Option<Clip>> {
             let Some(shape) = weights.shape(&format!("{name}.text_model.embeddings.token_embedding.weight")) else {
                 return Ok(None);
             };
@@ -148,7 +161,11 @@ impl Model {
             Ok(Some(Clip::new(&at(&format!("{name}."), network), config)?))
         };
         let big = if family == Family::Sd2 { "clip_h" } else { "clip_g" };
-        let (clip_l, clip_big) = (clip("clip_l", Activation::QuickGelu)?, clip(big, Activation::GeluErf)?);
+        let big_heads = overrides.big_text_heads.or(text_heads);
+        let (clip_l, clip_big) = (
+            clip("clip_l", Activation::QuickGelu, text_heads)?,
+            clip(big, Activation::GeluErf, big_heads)?,
+        );
         let complete = match family {
             Family::Sd1 => clip_l.is_some(),
             Family::Sd2 => clip_big.is_some(),
@@ -163,7 +180,7 @@ impl Model {
         };
         let unet = UNet::new(&at("unet.", network), config)?;
         let vae = Vae::new(&at("vae.", DType::F32), vae_groups)?;
-        let levels = if weights.has("ztsnr") {
+        let levels = if overrides.zero_terminal_snr.unwrap_or(weights.has("ztsnr")) {
             Levels::zero_terminal_snr()
         } else {
             Levels::stable_diffusion()
@@ -172,7 +189,7 @@ impl Model {
             family,
             levels,
             prediction,
-            scale: if family == Family::Sdxl { 0.13025 } else { 0.18215 },
+            scale: overrides.vae_scale.unwrap_or(family.vae_scale()),
             unet,
             vae,
             clip_l,
@@ -218,19 +235,15 @@ impl Model {
     /// Encodes a prompt without its negative part. `skip` is the layer from the end; `None` is the family's own choice:
     /// the last but one for SDXL, else the last.
     pub fn encode(&self, prompt: &str, skip: Option<usize>, find: &Find) -> Result<Encoded> {
-        let rows = |big: bool| -> Result<_> {
-            let fill = if big { 0 } else { END };
-            Ok((
-                tokens::rows(prompt, fill, &Finder { find, big })?,
-                tokens::empty_row(fill),
-            ))
-        };
-        let encode = |clip: &Option<Clip>, big: bool, layer: usize, norm: bool| -> Result<(Tensor, Tensor)> {
+        let mut dropped_tokens = 0;
+        let mut encode = |clip: &Option<Clip>, big: bool, layer: usize, norm: bool| -> Result<(Tensor, Tensor)> {
             let clip = clip
                 .as_ref()
                 .ok_or_else(|| Error::Weights("a text encoder is missing".into()))?;
-            let (rows, empty) = rows(big)?;
-            encode_weighted(clip, &rows, &empty, layer, norm)
+            let fill = if big { 0 } else { END };
+            let (rows, dropped) = tokens::rows_within(prompt, fill, &Finder { find, big })?;
+            dropped_tokens = dropped_tokens.max(dropped);
+            encode_weighted(clip, &rows, &tokens::empty_row(fill), layer, norm)
         };
         let (context, pooled) = match self.family {
             Family::Sd1 => encode(&self.clip_l, false, skip.unwrap_or(1), true)?,
@@ -246,7 +259,11 @@ impl Model {
                 )
             }
         };
-        Ok(Encoded { context, pooled })
+        Ok(Encoded {
+            context,
+            pooled,
+            dropped_tokens,
+        })
     }
 
     /// The label vector of SDXL: the pooled text and six sizes. `None` for other families.
@@ -300,49 +317,4 @@ fn prediction(weights: &Weights, family: Family) -> Result<Prediction> {
         }
     }
     Ok(Prediction::Epsilon)
-}
-
-/// Adds the parts of a diffusers folder and takes from their config.json what the weights do not tell.
-fn add_folder(weights: &mut Weights, folder: &Path, overrides: &mut Overrides) -> Result<()> {
-    let config = |part: &str| -> serde_json::Value {
-        let text = std::fs::read(folder.join(part).join("config.json")).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
-    };
-    let file = |part: &str| -> Result<PathBuf> {
-        let stems = ["diffusion_pytorch_model", "model"];
-        let names = stems
-            .iter()
-            .flat_map(|stem| [format!("{stem}.safetensors"), format!("{stem}.fp16.safetensors")]);
-        names
-            .map(|name| folder.join(part).join(name))
-            .find(|path| path.is_file())
-            .ok_or_else(|| Error::Weights(format!("`{}` holds no weights for `{part}`", folder.display())))
-    };
-    let number = |value: &serde_json::Value| value.as_u64().and_then(|n| usize::try_from(n).ok());
-    weights.add(&file("unet")?, Part::UNet)?;
-    weights.add(&file("vae")?, Part::Vae)?;
-    let (unet, text) = (config("unet"), config("text_encoder"));
-    overrides.norm_groups = overrides.norm_groups.or(number(&unet["norm_num_groups"]));
-    overrides.vae_norm_groups = overrides.vae_norm_groups.or(number(&config("vae")["norm_num_groups"]));
-    overrides.text_heads = overrides.text_heads.or(number(&text["num_attention_heads"]));
-    // diffusers calls the number of heads `attention_head_dim`; a list of them is one size of head at rising widths.
-    let heads = &unet["attention_head_dim"];
-    let listed = heads
-        .as_array()
-        .and_then(|heads| heads.iter().zip(unet["block_out_channels"].as_array()?).next_back())
-        .and_then(|(heads, width)| number(width)?.checked_div(number(heads)?).map(Heads::Size));
-    overrides.heads = overrides.heads.or(number(heads).map(Heads::Count)).or(listed);
-    let scheduler = std::fs::read(folder.join("scheduler/scheduler_config.json")).unwrap_or_default();
-    let scheduler: serde_json::Value = serde_json::from_slice(&scheduler).unwrap_or_default();
-    if scheduler["prediction_type"] == "v_prediction" {
-        overrides.prediction = overrides.prediction.or(Some(Prediction::V));
-    }
-    let second = folder.join("text_encoder_2").is_dir();
-    let quick = text["hidden_act"] == "quick_gelu";
-    let first = if second || quick { "clip_l" } else { "clip_h" };
-    weights.add(&file("text_encoder")?, Part::Text(first))?;
-    if second {
-        weights.add(&file("text_encoder_2")?, Part::Text("clip_g"))?;
-    }
-    Ok(())
 }

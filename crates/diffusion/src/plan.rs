@@ -1,0 +1,239 @@
+//! How much memory a model and a request will need, told from the headers of the files before anything is loaded.
+//!
+//! Counted are the weights as they are held, and for each stage the tensors that live at once at its widest place. The
+//! formulas follow the networks of this crate layer by layer; `tests/memory.rs` holds them against what is really taken.
+
+use std::path::PathBuf;
+
+use candle_core::Device;
+
+use crate::{
+    Result,
+    model::{self, Family, ModelFiles, Overrides},
+    nn::vae_tiled::TILE_PIXELS,
+    request::Request,
+    tokens::ROW,
+    weights::Weights,
+};
+
+/// Bytes of memory of the device, by what they are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// What the model is.
+    pub family: Family,
+    /// All weights, held from loading on.
+    pub weights_bytes: u64,
+    /// While the prompts are encoded; each row of 75 tokens beyond the first adds its share.
+    pub text_bytes: u64,
+    /// While a source picture is encoded; 0 without one.
+    pub encoding_bytes: u64,
+    /// During a step.
+    pub sampling_bytes: u64,
+    /// While a picture is decoded.
+    pub decoding_bytes: u64,
+}
+
+impl MemoryPlan {
+    /// The most that is held at any time.
+    pub fn peak_bytes(&self) -> u64 {
+        let stages = [
+            self.text_bytes,
+            self.encoding_bytes,
+            self.sampling_bytes,
+            self.decoding_bytes,
+        ];
+        self.weights_bytes + stages.into_iter().max().unwrap_or(0)
+    }
+}
+
+/// What `files` (with text encoders of their own in `encoders`) and `request` will need on `device`, where pictures above
+/// `whole_pixels` are decoded in tiles ([`crate::pipeline::WHOLE_PIXELS`] unless told otherwise); reads headers only.
+///
+/// # Errors
+/// As for loading: a missing or damaged file, no U-Net in it.
+pub fn plan(
+    files: &ModelFiles,
+    encoders: &[PathBuf],
+    request: &Request,
+    device: &Device,
+    whole_pixels: u64,
+) -> Result<MemoryPlan> {
+    let weights = model::open(files, encoders, &mut Overrides::default())?;
+    let family = model::family(&weights)?;
+    let request = request.clone().clamped();
+    let network_width = if device.is_cpu() { 4 } else { 2 };
+    let weights_bytes = [("unet.", network_width), ("clip_", network_width), ("vae.", 4)]
+        .into_iter()
+        .map(|(part, width)| count(&weights, part) * width)
+        .sum();
+    let first = match &request.hires {
+        Some(hires) => (hires.first_width, hires.first_height),
+        None => (request.width, request.height),
+    };
+    let batch = request.batch as u64;
+    // The unguided half runs beside the guided one everywhere but on the CPU.
+    let rows = if device.is_cpu() { batch } else { 2 * batch };
+    let sampling = |(width, height): (u32, u32)| {
+        let size = (u64::from(height / 8), u64::from(width / 8));
+        let latent = batch * 4 * size.0 * size.1 * 4;
+        rows * Network(&weights).floats(size) * network_width + 12 * latent
+    };
+    let whole = u64::from(request.width) * u64::from(request.height);
+    let decoding = if whole > whole_pixels {
+        // Before the tiles stands the tensor they are cut from, at a quarter of the picture's size, and they end in the picture.
+        vae_floats(&weights, "vae.decoder.", whole.min(TILE_PIXELS)) * 4
+            + whole / 16 * widest(&weights, "vae.decoder.") * 3 * 4
+            + 2 * whole * 3 * 4
+    } else {
+        vae_floats(&weights, "vae.decoder.", whole) * 4 + whole * 3 * 4
+    };
+    Ok(MemoryPlan {
+        family,
+        weights_bytes,
+        text_bytes: text_floats(&weights) * network_width,
+        encoding_bytes: match &request.source {
+            Some(_) => vae_floats(&weights, "vae.encoder.", u64::from(first.0) * u64::from(first.1)) * 4,
+            None => 0,
+        },
+        sampling_bytes: sampling(first).max(sampling((request.width, request.height))),
+        decoding_bytes: decoding,
+    })
+}
+
+/// Values of all weights below a prefix.
+fn count(weights: &Weights, prefix: &str) -> u64 {
+    weights
+        .names_under(prefix)
+        .filter_map(|name| weights.shape(&format!("{prefix}{name}")))
+        .map(|shape| shape.iter().map(|dim| *dim as u64).product::<u64>())
+        .sum()
+}
+
+fn dim(weights: &Weights, name: &str, at: usize) -> u64 {
+    weights
+        .shape(name)
+        .and_then(|shape| shape.get(at).copied())
+        .map_or(0, |dim| dim as u64)
+}
+
+/// A layer of a text encoder at two prompts' rows, with the rows of the empty prompt: its states, its four-fold inner
+/// ones, and the scores of its attention.
+fn text_floats(weights: &Weights) -> u64 {
+    let widths = ["clip_l", "clip_g", "clip_h"].map(|name| {
+        dim(
+            weights,
+            &format!("{name}.text_model.embeddings.token_embedding.weight"),
+            1,
+        )
+    });
+    let width = widths.into_iter().max().unwrap_or(0);
+    let row = ROW as u64;
+    2 * row * width * 16 + 2 * row * row * (width / 64).max(1)
+}
+
+/// Channels of the widest tensor of the last two levels, which work at the largest sizes.
+fn widest(weights: &Weights, side: &str) -> u64 {
+    let levels = if side.contains("decoder") { "up" } else { "down" };
+    (0..4)
+        .flat_map(|level| (0..4).map(move |block| (level, block)))
+        .map(|(level, block)| {
+            dim(
+                weights,
+                &format!("{side}{levels}.{level}.block.{block}.conv1.weight"),
+                1,
+            )
+        })
+        .max()
+        .unwrap_or(0)
+}
+
+/// What the autoencoder holds at its widest place for a picture of so many pixels.
+fn vae_floats(weights: &Weights, side: &str, pixels: u64) -> u64 {
+    let levels = if side.contains("decoder") { "up" } else { "down" };
+    let mut most = 0;
+    for level in 0..8u32 {
+        let area = pixels >> (2 * level);
+        for block in 0..4 {
+            let name = format!("{side}{levels}.{level}.block.{block}.conv1.weight");
+            let (out, input) = (dim(weights, &name, 0), dim(weights, &name, 1));
+            // The input, its normed form, two results, and the padded copy and tiles that a convolution works on.
+            most = most.max(area * (2 * input + 3 * out));
+        }
+        let name = format!("{side}{levels}.{level}.upsample.conv.weight");
+        // At twice the size: what was enlarged, its padded copy, and what comes of it.
+        most = most.max((area << 2) * (dim(weights, &name, 0) + 2 * dim(weights, &name, 1)));
+    }
+    most
+}
+
+/// The U-Net, walked as it runs.
+struct Network<'a>(&'a Weights);
+
+impl Network<'_> {
+    fn dim(&self, name: &str, at: usize) -> u64 {
+        dim(self.0, &format!("unet.{name}"), at)
+    }
+
+    /// What one sample of `size` latent pixels holds at its widest place: the skips so far and the layer at work.
+    fn floats(&self, size: (u64, u64)) -> u64 {
+        let (mut height, mut width) = size;
+        let (mut skips, mut held, mut most) = (Vec::new(), 0, 0);
+        for block in 0.. {
+            let at = format!("input_blocks.{block}");
+            let first = self.dim(&format!("{at}.0.weight"), 0);
+            let down = self.dim(&format!("{at}.0.op.weight"), 0);
+            let res = self.dim(&format!("{at}.0.out_layers.3.weight"), 0);
+            if down > 0 {
+                (height, width) = (height.div_ceil(2), width.div_ceil(2));
+            }
+            let channels = first.max(down).max(res);
+            if channels == 0 {
+                break;
+            }
+            let area = height * width;
+            most = most.max(held + area * self.layers(&at));
+            skips.push((channels, height, width));
+            held += channels * area;
+        }
+        most = most.max(held + height * width * self.layers("middle_block"));
+        for block in 0.. {
+            let Some((channels, height, width)) = skips.pop() else {
+                break;
+            };
+            let area = height * width;
+            let at = format!("output_blocks.{block}");
+            most = most.max(held + area * self.layers(&at));
+            held -= channels * area;
+            // An upsampler works at the size of the skip that follows.
+            if let Some((_, height, width)) = skips.last() {
+                let up = (0..4)
+                    .map(|slot| self.dim(&format!("{at}.{slot}.conv.weight"), 0))
+                    .max();
+                most = most.max(held + 2 * up.unwrap_or(0) * height * width);
+            }
+        }
+        most
+    }
+
+    /// Floats per pixel of the widest layer of a block.
+    fn layers(&self, block: &str) -> u64 {
+        (0..4)
+            .map(|slot| {
+                let at = format!("{block}.{slot}");
+                let input = self.dim(&format!("{at}.in_layers.2.weight"), 1);
+                let out = self.dim(&format!("{at}.in_layers.2.weight"), 0);
+                let res = (3 * input).max(input + 3 * out);
+                let width = self.dim(&format!("{at}.proj_in.weight"), 0);
+                let inner = self.dim(&format!("{at}.transformer_blocks.0.ff.net.0.proj.weight"), 0);
+                // The picture, its rows, their normed form; the doubled inner states and their gated half.
+                let transformer = if width > 0 {
+                    (3 * width + inner + inner / 2).max(7 * width)
+                } else {
+                    0
+                };
+                res.max(transformer)
+            })
+            .max()
+            .unwrap_or(0)
+    }
+}
