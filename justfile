@@ -47,6 +47,11 @@ bench-scribe *args: (models "smollm2-135m-instruct")
 bench-kernels *args:
     cargo run -q -p tensor-ops --example bench-kernels -- {{ args }}
 
+# Diffusion stages beside torch with diffusers and stable-diffusion.cpp, fetched into environments of their own: `just bench-diffusion --json`
+bench-diffusion *args:
+    BENCH_DIR="${BENCH_DIR:-$HOME/.cache/horde-workers/bench}" crates/diffusion/examples/bench-diffusion/peers.sh \
+        cargo run -q -p diffusion --example bench-diffusion -- {{ args }}
+
 # Diffusion against a manifest of reference cases (needs Python with numpy and Pillow): `just fidelity PATH`
 fidelity path *args:
     cargo run -q -p diffusion --bin fidelity -- {{ path }} {{ args }}
