@@ -16,6 +16,9 @@ use crate::{
     weights::Weights,
 };
 
+/// What the CPU's convolutions and products keep to work on, whatever the size of the picture.
+const WORKSPACE_BYTES: u64 = 16 << 20;
+
 /// Bytes of memory of the device, by what they are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
@@ -66,6 +69,7 @@ pub fn plan(
         .into_iter()
         .map(|(part, width)| count(&weights, part) * width)
         .sum();
+    let workspace = if device.is_cpu() { WORKSPACE_BYTES } else { 0 };
     let first = match &request.hires {
         Some(hires) => (hires.first_width, hires.first_height),
         None => (request.width, request.height),
@@ -76,7 +80,7 @@ pub fn plan(
     let sampling = |(width, height): (u32, u32)| {
         let size = (u64::from(height / 8), u64::from(width / 8));
         let latent = batch * 4 * size.0 * size.1 * 4;
-        rows * Network(&weights).floats(size) * network_width + 12 * latent
+        rows * Network(&weights).floats(size) * network_width + 12 * latent + workspace
     };
     let whole = u64::from(request.width) * u64::from(request.height);
     let decoding = if whole > whole_pixels {
@@ -92,11 +96,11 @@ pub fn plan(
         weights_bytes,
         text_bytes: text_floats(&weights) * network_width,
         encoding_bytes: match &request.source {
-            Some(_) => vae_floats(&weights, "vae.encoder.", u64::from(first.0) * u64::from(first.1)) * 4,
+            Some(_) => vae_floats(&weights, "vae.encoder.", u64::from(first.0) * u64::from(first.1)) * 4 + workspace,
             None => 0,
         },
         sampling_bytes: sampling(first).max(sampling((request.width, request.height))),
-        decoding_bytes: decoding,
+        decoding_bytes: decoding + workspace,
     })
 }
 
@@ -156,7 +160,7 @@ fn vae_floats(weights: &Weights, side: &str, pixels: u64) -> u64 {
         for block in 0..4 {
             let name = format!("{side}{levels}.{level}.block.{block}.conv1.weight");
             let (out, input) = (dim(weights, &name, 0), dim(weights, &name, 1));
-            // The input, its normed form, two results, and the padded copy and tiles that a convolution works on.
+            // The input, its normed form, two results, and a padded copy that a convolution may work on.
             most = most.max(area * (2 * input + 3 * out));
         }
         let name = format!("{side}{levels}.{level}.upsample.conv.weight");

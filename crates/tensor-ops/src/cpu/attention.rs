@@ -1,9 +1,11 @@
-//! Attention by tiles of queries: one tile's scores are all that is ever held.
+//! Attention by panels of queries and blocks of keys: the softmax is kept as it goes, so a few blocks are all that is held.
+//!
+//! Scores are made with keys down and queries across, one query to a vector lane: maxima and sums need no work across lanes.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
-use super::matrix::{Place, Shared, View, multiply};
+use super::matrix::{Panel, Place, Shared, View, multiply, pack_transposed, padded, panel_width};
 use super::{numbers, scratch, simd, zeros};
 
 /// Attention of `heads` heads side by side in the last dimension.
@@ -14,8 +16,8 @@ pub(crate) struct Attend {
     pub(crate) mask: Option<Tensor>,
 }
 
-/// Queries of a tile: over 4096 keys its scores are 2 MB.
-const TILE: usize = 128;
+/// Keys of a block: 128 keys by 48 queries are 25 kB, the first-level cache.
+const KEYS: usize = 128;
 
 impl CustomOp3 for Attend {
     fn name(&self) -> &'static str {
@@ -47,67 +49,88 @@ impl CustomOp3 for Attend {
         };
         let heads = self.heads;
         let (size, v_size) = (width / heads, v_width / heads);
-        let threads = rayon::current_num_threads().max(1);
-        let tile = n_query.div_ceil(threads.div_ceil(batch * heads)).clamp(1, TILE);
-        let tiles = n_query.div_ceil(tile);
+        let panel = panel_width();
+        let panels = n_query.div_ceil(panel);
         let mut out = zeros(&[batch, n_query, v_width])?;
         let shared = Shared::new(&mut out);
-        (0..batch * heads * tiles).into_par_iter().for_each(|job| {
-            let (image, head, first) = (job / tiles / heads, job / tiles % heads, job % tiles * tile);
-            let n = tile.min(n_query - first);
-            scratch(n * n_key, |scores| {
-                let queries = View {
+        (0..batch * heads * panels).into_par_iter().for_each(|job| {
+            let (image, head, first) = (job / panels / heads, job / panels % heads, job % panels * panel);
+            let n = panel.min(n_query - first);
+            let room = padded(n);
+            scratch((size + KEYS + v_size + 3) * room, |space| {
+                let (queries, space) = space.split_at_mut(size * room);
+                let (scores, space) = space.split_at_mut(KEYS * room);
+                let (values, state) = space.split_at_mut(v_size * room);
+                let view = View {
                     numbers: &q[(image * n_query + first) * width + head * size..],
                     row: width,
                     column: 1,
                 };
-                let keys = View {
-                    numbers: &k[image * n_key * width + head * size..],
-                    row: 1,
-                    column: width,
+                pack_transposed(view, size, n, self.scale, queries);
+                state.fill(0.0);
+                // Not minus infinity: a block that is masked altogether must not make NaN of its zeros.
+                state[..room].fill(f32::MIN);
+                let queries = Panel {
+                    numbers: queries,
+                    columns: n,
                 };
-                let whole = Shared::new(scores);
-                let place = Place {
-                    shared: &whole,
-                    at: 0,
-                    row: n_key,
-                };
-                // SAFETY: the scores lie in this thread's own scratch memory.
-                unsafe { multiply([n, n_key, size], place, queries, keys, 1) }; // (n, nk)
-                let mut sums = [0f32; TILE];
-                for (row, scores) in scores.chunks_exact_mut(n_key).enumerate() {
-                    simd::scale(scores, self.scale);
+                for start in (0..n_key).step_by(KEYS) {
+                    let keys = KEYS.min(n_key - start);
+                    let left = View {
+                        numbers: &k[(image * n_key + start) * width + head * size..],
+                        row: width,
+                        column: 1,
+                    };
+                    let scores = &mut scores[..keys * room];
+                    if room > n {
+                        scores.fill(0.0);
+                    }
+                    let whole = Shared::new(scores);
+                    let place = Place {
+                        shared: &whole,
+                        at: 0,
+                        row: room,
+                    };
+                    // SAFETY: scores and values lie in this thread's own scratch memory.
+                    unsafe { multiply([keys, size], place, left, queries, false) }; // (keys, n)
                     if let Some((mask, stride)) = mask {
-                        let at = image * stride[0] + head * stride[1] + (first + row) * stride[2];
-                        if stride[3] == 1 {
-                            simd::add_row(scores, &mask[at..at + n_key]);
-                        } else {
-                            simd::add(scores, mask[at]);
+                        let at = image * stride[0] + head * stride[1] + first * stride[2] + start * stride[3];
+                        for (key, scores) in scores.chunks_exact_mut(room).enumerate() {
+                            for (query, score) in scores[..n].iter_mut().enumerate() {
+                                *score += mask[at + query * stride[2] + key * stride[3]];
+                            }
                         }
                     }
-                    sums[row] = simd::softmax_weights(scores);
+                    simd::softmax_block(scores, room, state);
+                    if start > 0 {
+                        simd::scale_rows(values, &state[2 * room..]);
+                    }
+                    let left = View {
+                        numbers: &v[(image * n_key + start) * v_width + head * v_size..],
+                        row: 1,
+                        column: v_width,
+                    };
+                    let scores = Panel {
+                        numbers: scores,
+                        columns: n,
+                    };
+                    let whole = Shared::new(values);
+                    let place = Place {
+                        shared: &whole,
+                        at: 0,
+                        row: room,
+                    };
+                    // SAFETY: as above.
+                    unsafe { multiply([v_size, keys], place, left, scores, start > 0) }; // (v_size, n)
                 }
-                let weights = View {
-                    numbers: scores,
-                    row: n_key,
-                    column: 1,
-                };
-                let values = View {
-                    numbers: &v[image * n_key * v_width + head * v_size..],
-                    row: v_width,
-                    column: 1,
-                };
-                let at = (image * n_query + first) * v_width + head * v_size;
-                let place = Place {
-                    shared: &shared,
-                    at,
-                    row: v_width,
-                };
-                // SAFETY: each job writes the columns of its own head in the rows of its own queries.
-                unsafe { multiply([n, v_size, n_key], place, weights, values, 1) };
-                for (row, sum) in sums.iter().enumerate().take(n) {
-                    // SAFETY: as above, and the product has ended.
-                    simd::scale(unsafe { shared.slice(at + row * v_width, v_size) }, 1.0 / sum);
+                for query in 0..n {
+                    let at = (image * n_query + first + query) * v_width + head * v_size;
+                    let part = 1.0 / state[room + query];
+                    // SAFETY: each job writes the columns of its own head in the rows of its own queries.
+                    let line = unsafe { shared.slice(at, v_size) };
+                    for (line, values) in line.iter_mut().zip(values.chunks_exact(room)) {
+                        *line = values[query] * part;
+                    }
                 }
             });
         });

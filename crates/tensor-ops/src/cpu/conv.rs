@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
 use rayon::prelude::*;
 
-use super::matrix::{Place, Shared, View, multiply};
+use super::matrix::{Panel, Place, Shared, View, multiply, padded, panel_width};
 use super::{numbers, scratch, simd, winograd, zeros};
 use crate::{Activation, Conv};
 
@@ -44,8 +44,8 @@ impl Finish<'_> {
     }
 }
 
-/// Output pixels of a tile: its columns of a 3x3 kernel over 320 channels are 4 MB.
-const TILE: usize = 384;
+/// Taps of a panel: 768 rows of 48 numbers are 147 kB, a part of the second-level cache.
+const DEPTH: usize = 768;
 
 impl CustomOp3 for Convolve {
     fn name(&self) -> &'static str {
@@ -96,59 +96,65 @@ impl CustomOp3 for Convolve {
 
 fn by_columns(x: &[f32], weight: &[f32], sizes: &Sizes, (conv, finish): (&Conv, Finish<'_>), out: &mut [f32]) {
     let pixels = sizes.out_h * sizes.out_w;
-    let depth = sizes.c_in * sizes.kernel_h * sizes.kernel_w;
+    let taps = sizes.kernel_h * sizes.kernel_w;
+    let depth = sizes.c_in * taps;
     let picture = sizes.c_in * sizes.height * sizes.width;
+    let width = panel_width();
+    let panels = pixels.div_ceil(width);
     let threads = rayon::current_num_threads().max(1);
-    let tile = pixels.div_ceil(threads.div_ceil(sizes.batch)).clamp(16, TILE);
-    let tiles = pixels.div_ceil(tile);
-    // A 1x1 kernel's columns are the picture itself.
-    let direct = depth == sizes.c_in && conv.stride == 1 && conv.padding == 0;
+    // Few pixels leave threads idle unless the channels are shared out too.
+    let parts = threads.div_ceil(sizes.batch * panels);
+    let part = sizes.c_out.div_ceil(parts).next_multiple_of(8);
+    let parts = sizes.c_out.div_ceil(part);
+    let step = (DEPTH / taps).clamp(1, sizes.c_in); // channels of a panel
     let shared = Shared::new(out);
-    (0..sizes.batch * tiles).into_par_iter().for_each(|job| {
-        let (image, first) = (job / tiles, job % tiles * tile);
-        let n = tile.min(pixels - first);
+    (0..sizes.batch * panels * parts).into_par_iter().for_each(|job| {
+        let (image, first, channel) = (job / parts / panels, job / parts % panels * width, job % parts * part);
+        let (n, c_out) = (width.min(pixels - first), part.min(sizes.c_out - channel));
         let x = &x[image * picture..][..picture];
-        let at = image * sizes.c_out * pixels + first;
         let place = Place {
             shared: &shared,
-            at,
+            at: (image * sizes.c_out + channel) * pixels + first,
             row: pixels,
         };
-        let kernel = View {
-            numbers: weight,
-            row: depth,
-            column: 1,
-        };
-        let product = |columns: &[f32], row: usize| {
-            let columns = View {
-                numbers: columns,
-                row,
-                column: 1,
-            };
-            // SAFETY: each job writes pixels `first..first + n` of its own image, which no other job touches.
-            unsafe { multiply([sizes.c_out, n, depth], place, kernel, columns, 1) };
-        };
-        if direct {
-            product(&x[first..], pixels);
-        } else {
-            scratch(depth * n, |columns| {
-                gather(x, sizes, conv, first, columns);
-                product(columns, n);
-            });
-        }
-        for channel in 0..sizes.c_out {
+        scratch(step * taps * padded(n), |columns| {
+            for from in (0..sizes.c_in).step_by(step) {
+                let channels = step.min(sizes.c_in - from);
+                let columns = &mut columns[..channels * taps * padded(n)];
+                gather(
+                    &x[from * sizes.height * sizes.width..],
+                    sizes,
+                    conv,
+                    (first, n),
+                    columns,
+                );
+                let kernel = View {
+                    numbers: &weight[channel * depth + from * taps..],
+                    row: depth,
+                    column: 1,
+                };
+                let panel = Panel {
+                    numbers: columns,
+                    columns: n,
+                };
+                // SAFETY: a job alone writes these pixels of these channels.
+                unsafe { multiply([c_out, channels * taps], place, kernel, panel, from > 0) };
+            }
+        });
+        for i in 0..c_out {
             // SAFETY: as above, and the product has ended.
-            finish.apply(channel, unsafe { shared.slice(at + channel * pixels, n) });
+            finish.apply(channel + i, unsafe { shared.slice(place.at + i * pixels, n) });
         }
     });
 }
 
-/// Fills `columns (c_in · kernel_h · kernel_w, n)` with the taps of the `n` output pixels from `first` on.
-fn gather(x: &[f32], sizes: &Sizes, conv: &Conv, first: usize, columns: &mut [f32]) {
+/// Fills a panel of `(channels · kernel_h · kernel_w, n)` with the taps of the `n` output pixels from `first` on.
+fn gather(x: &[f32], sizes: &Sizes, conv: &Conv, (first, n): (usize, usize), panel: &mut [f32]) {
     let (height, width) = (sizes.height, sizes.width);
     let taps = sizes.kernel_h * sizes.kernel_w;
-    let n = columns.len() / (sizes.c_in * taps);
-    for (index, line) in columns.chunks_exact_mut(n).enumerate() {
+    for (index, line) in panel.chunks_exact_mut(padded(n)).enumerate() {
+        let (line, rest) = line.split_at_mut(n);
+        rest.fill(0.0);
         let (channel, tap) = (index / taps, index % taps);
         let plane = &x[channel * height * width..][..height * width];
         let (down, right) = (

@@ -2,6 +2,7 @@
 
 mod attention;
 mod conv;
+mod lanes;
 mod linear;
 mod matrix;
 mod norm;

@@ -1,28 +1,34 @@
-//! Loops over slices that the compiler turns into vector code: AVX2 and FMA where the processor has them, plain Rust elsewhere.
+//! Loops over slices that the compiler turns into vector code: AVX-512, or AVX2 and FMA, where the processor has them, plain Rust elsewhere.
 
 use crate::Activation;
 
-/// Defines `name` as the loop `body::<FMA>`, compiled twice and chosen when it runs.
+/// Defines `name` as the loop `body::<FMA>`, compiled for each kind of vector and chosen when it runs.
 macro_rules! vectorised {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $kind:ty),*) $(-> $result:ty)? = $body:ident) => {
         $(#[$doc])*
         $vis fn $name($($arg: $kind),*) $(-> $result)? {
             #[cfg(target_arch = "x86_64")]
             {
+                #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
+                fn widest($($arg: $kind),*) $(-> $result)? {
+                    $body::<true>($($arg),*)
+                }
                 #[target_feature(enable = "avx2,fma")]
                 fn wide($($arg: $kind),*) $(-> $result)? {
                     $body::<true>($($arg),*)
                 }
-                if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-                    // SAFETY: the processor has just said that it has both features.
-                    return unsafe { wide($($arg),*) };
+                match $crate::cpu::lanes::level() {
+                    // SAFETY: the processor has just said that it has these features.
+                    2 => return unsafe { widest($($arg),*) },
+                    // SAFETY: as above.
+                    1 => return unsafe { wide($($arg),*) },
+                    _ => {}
                 }
             }
             $body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
         }
     };
 }
-pub(super) use vectorised;
 
 /// `a * b + c`, in one rounding where that is one instruction.
 #[inline(always)]
@@ -254,44 +260,64 @@ vectorised! {
     pub(super) fn add_row(x: &mut [f32], bias: &[f32]) = add_row_loop
 }
 
+/// One block of scores `(keys, room)` of a softmax over all keys, one query to a column: `state` holds maxima, sums and
+/// factors, `room` of each.
 #[inline(always)]
-fn scale_loop<const FMA: bool>(x: &mut [f32], factor: f32) {
-    each(x, |v| v * factor);
+fn softmax_block_loop<const FMA: bool>(scores: &mut [f32], room: usize, state: &mut [f32]) {
+    let (tops, rest) = state.split_at_mut(room);
+    let (sums, factors) = rest.split_at_mut(room);
+    if room.is_multiple_of(16) {
+        softmax_columns::<FMA, 16>(scores, room, (tops, sums, factors));
+    } else {
+        softmax_columns::<FMA, 4>(scores, room, (tops, sums, factors));
+    }
 }
 vectorised! {
-    /// Multiplies all by one number.
-    pub(super) fn scale(x: &mut [f32], factor: f32) = scale_loop
+    /// Replaces scores by their exponentials over that of the greatest score so far of their column, adds them to the
+    /// column's sum, and gives the factor that brings what was made before to the new greatest.
+    pub(super) fn softmax_block(scores: &mut [f32], room: usize, state: &mut [f32]) = softmax_block_loop
 }
 
 #[inline(always)]
-fn softmax_loop<const FMA: bool>(x: &mut [f32]) -> f32 {
-    let mut tops = [f32::NEG_INFINITY; 16];
-    let parts = x.chunks_exact(16);
-    let mut top = parts.remainder().iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-    for part in parts {
-        for (top, v) in tops.iter_mut().zip(part) {
-            *top = if *v > *top { *v } else { *top };
+fn softmax_columns<const FMA: bool, const LANES: usize>(
+    scores: &mut [f32],
+    room: usize,
+    (tops, sums, factors): (&mut [f32], &mut [f32], &mut [f32]),
+) {
+    for at in (0..room).step_by(LANES) {
+        let mut top = [0f32; LANES];
+        top.copy_from_slice(&tops[at..at + LANES]);
+        let old = top;
+        for row in scores.chunks_exact(room) {
+            for (top, v) in top.iter_mut().zip(&row[at..at + LANES]) {
+                *top = if *v > *top { *v } else { *top };
+            }
+        }
+        let mut sum = [0f32; LANES];
+        for row in scores.chunks_exact_mut(room) {
+            for ((v, top), sum) in row[at..at + LANES].iter_mut().zip(&top).zip(&mut sum) {
+                *v = exp::<FMA>(*v - *top);
+                *sum += *v;
+            }
+        }
+        for lane in 0..LANES {
+            let factor = exp::<FMA>(old[lane] - top[lane]);
+            factors[at + lane] = factor;
+            sums[at + lane] = fma::<FMA>(sums[at + lane], factor, sum[lane]);
+            tops[at + lane] = top[lane];
         }
     }
-    for v in tops {
-        top = top.max(v);
-    }
-    let mut lanes = [0f32; 16];
-    let mut total = 0f32;
-    let mut parts = x.chunks_exact_mut(16);
-    for part in &mut parts {
-        for (lane, v) in lanes.iter_mut().zip(part) {
-            *v = exp::<FMA>(*v - top);
-            *lane += *v;
+}
+
+#[inline(always)]
+fn scale_rows_loop<const FMA: bool>(x: &mut [f32], factors: &[f32]) {
+    for row in x.chunks_exact_mut(factors.len()) {
+        for (v, factor) in row.iter_mut().zip(factors) {
+            *v *= factor;
         }
     }
-    for v in parts.into_remainder() {
-        *v = exp::<FMA>(*v - top);
-        total += *v;
-    }
-    total + lanes.iter().sum::<f32>()
 }
 vectorised! {
-    /// Replaces each number by its exponential over that of the greatest; gives their sum.
-    pub(super) fn softmax_weights(x: &mut [f32]) -> f32 = softmax_loop
+    /// Multiplies each row by the factors, element by element.
+    pub(super) fn scale_rows(x: &mut [f32], factors: &[f32]) = scale_rows_loop
 }

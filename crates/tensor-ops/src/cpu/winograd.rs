@@ -1,265 +1,409 @@
 //! Winograd's F(4x4, 3x3): 36 products for 16 outputs of a 3x3 kernel instead of 144.
 //!
 //! Matrices from A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), section 4.3.
+//! A run of tiles is transformed into the last-level cache; then each job transforms the kernels of a few output channels
+//! into the second-level cache and multiplies all the run's tiles by them, so no transformed kernel is kept.
 
 use rayon::prelude::*;
 
 use super::conv::{Finish, Sizes};
-use super::matrix::{Place, Shared, View, multiply};
-use super::scratch;
-use super::simd::vectorised;
+use super::lanes::{Lanes, dispatched};
+use super::matrix::{Panel, Place, Shared, View, multiply, padded, panel_width};
+use super::{scratch, simd};
 
-/// Tiles transformed side by side, one to a vector lane.
-const LANES: usize = 8;
 /// Transformed values of one tile.
 const POINTS: usize = 36;
+/// The widest panel of any processor, in tiles.
+const WIDEST: usize = 48;
+/// Numbers between two points' panels beyond their own, so that they do not fall into the same sets of a cache.
+const GAP: usize = 16;
+/// Transformed numbers of a run of tiles: 12 MB, a part of the last-level cache.
+const RUN: usize = 3 << 20;
+/// Output channels of a job and input channels at a time: their transformed kernels are 590 kB.
+const OUTPUTS: usize = 16;
+const INPUTS: usize = 256;
 
-/// Whether a convolution of stride and dilation 1 is faster this way; below 2048 pixels transforming the kernel costs more than it saves.
+/// Whether a convolution of stride and dilation 1 is faster this way.
 pub(super) fn pays(sizes: &Sizes) -> bool {
-    (sizes.kernel_h, sizes.kernel_w) == (3, 3)
-        && sizes.c_in >= 16
-        && sizes.c_out >= 16
-        && sizes.batch * sizes.out_h * sizes.out_w >= 2048
+    let tiles = sizes.batch * sizes.out_h.div_ceil(4) * sizes.out_w.div_ceil(4);
+    (sizes.kernel_h, sizes.kernel_w) == (3, 3) && sizes.c_in >= 16 && tiles >= 8
 }
 
-/// One plane cut into tiles of 4x4 outputs.
-#[derive(Clone, Copy)]
-struct Grid {
-    height: usize,
-    width: usize,
-    out_h: usize,
-    out_w: usize,
-    padding: usize,
+/// All tiles of all pictures in one row, cut into panels.
+struct Tiles<'a> {
+    sizes: &'a Sizes,
     across: usize,
+    per_image: usize,
+    count: usize,
 }
 
-/// A run of tiles, `n` from `first` on; the transformed values of one point are `stride` numbers apart from the next's.
-#[derive(Clone, Copy)]
-struct Run {
-    first: usize,
-    n: usize,
-    stride: usize,
+impl Tiles<'_> {
+    /// The panel of tiles that starts at `first`.
+    fn columns(&self, first: usize) -> usize {
+        panel_width().min(self.count - first)
+    }
+
+    /// Calls `each(image, tile row, tile column, position in the panel, n)` for each stretch of `n` tiles side by side.
+    fn stretches(&self, first: usize, n: usize, mut each: impl FnMut(usize, usize, usize, usize, usize)) {
+        let mut done = 0;
+        while done < n {
+            let (image, tile) = ((first + done) / self.per_image, (first + done) % self.per_image);
+            let (row, column) = (tile / self.across, tile % self.across);
+            let count = (self.across - column).min(n - done);
+            each(image, row, column, done, count);
+            done += count;
+        }
+    }
 }
 
 pub(super) fn convolve(x: &[f32], weight: &[f32], sizes: &Sizes, finish: Finish<'_>, out: &mut [f32]) {
     let (c_in, c_out) = (sizes.c_in, sizes.c_out);
-    let kernel = transformed_kernel(weight, c_in, c_out); // (c_out, 36, c_in)
-    let grid = Grid {
-        height: sizes.height,
-        width: sizes.width,
-        out_h: sizes.out_h,
-        out_w: sizes.out_w,
-        padding: sizes.padding,
-        across: sizes.out_w.div_ceil(4),
+    let across = sizes.out_w.div_ceil(4);
+    let per_image = across * sizes.out_h.div_ceil(4);
+    let tiles = Tiles {
+        sizes,
+        across,
+        per_image,
+        count: sizes.batch * per_image,
     };
-    let tiles = grid.across * sizes.out_h.div_ceil(4);
-    let block = if c_in.max(c_out) > 512 { 48 } else { 96 };
-    let blocks = tiles.div_ceil(block);
-    let (plane, pixels) = (sizes.height * sizes.width, sizes.out_h * sizes.out_w);
+    let width = panel_width();
+    let panels = tiles.count.div_ceil(width);
+    // A panel's numbers: POINTS matrices of (c_in, width), a little apart.
+    let point_room = |columns: usize| c_in * padded(columns) + GAP;
+    let panel_room = POINTS * point_room(width);
+    let run = (RUN / panel_room).clamp(1, panels);
+    let mut points = vec![0f32; run.min(panels) * panel_room];
+    let threads = rayon::current_num_threads().max(1);
+    let outputs = OUTPUTS.min(c_out.div_ceil(threads).next_multiple_of(8));
+    let groups = c_out.div_ceil(outputs);
     let shared = Shared::new(out);
-    (0..sizes.batch * blocks).into_par_iter().for_each(|job| {
-        let (image, first) = (job / blocks, job % blocks * block);
-        let n = block.min(tiles - first);
-        scratch(POINTS * n * (c_in + c_out), |space| {
-            let (points, sums) = space.split_at_mut(POINTS * n * c_in);
-            for channel in 0..c_in {
-                let run = Run {
-                    first,
-                    n,
-                    stride: c_in * n,
+    for first in (0..panels).step_by(run) {
+        let run = run.min(panels - first);
+        let step = (c_in * run).div_ceil(4 * threads).clamp(1, c_in);
+        let parts = c_in.div_ceil(step);
+        let whole = Shared::new(&mut points);
+        (0..run * parts).into_par_iter().for_each(|job| {
+            let (panel, channel) = (job / parts, job % parts * step);
+            let tile = (first + panel) * width;
+            let columns = tiles.columns(tile);
+            for channel in channel..(channel + step).min(c_in) {
+                let places = Places {
+                    shared: &whole,
+                    at: panel * panel_room + channel * padded(columns),
+                    stride: point_room(columns),
                 };
-                let plane = &x[(image * c_in + channel) * plane..][..plane];
-                transform_input(plane, grid, run, &mut points[channel * n..]);
-            }
-            let products = Shared::new(sums);
-            for point in 0..POINTS {
-                let place = Place {
-                    shared: &products,
-                    at: point * c_out * n,
-                    row: n,
-                };
-                let left = View {
-                    numbers: &kernel[point * c_in..],
-                    row: POINTS * c_in,
-                    column: 1,
-                };
-                let right = View {
-                    numbers: &points[point * c_in * n..],
-                    row: n,
-                    column: 1,
-                };
-                // SAFETY: the products lie in this thread's own scratch memory.
-                unsafe { multiply([c_out, n, c_in], place, left, right, 1) };
-            }
-            for channel in 0..c_out {
-                let run = Run {
-                    first,
-                    n,
-                    stride: c_out * n,
-                };
-                let bias = Finish {
-                    bias: finish.bias.get(channel..=channel).unwrap_or(&[]),
-                    ..finish
-                };
-                let target = (&shared, (image * c_out + channel) * pixels);
-                transform_output(&sums[channel * n..], grid, run, bias, target);
+                input(x, &tiles, (tile, columns, channel), places);
             }
         });
+        let points = &points;
+        // Where output channels are few the run's panels are shared out too.
+        let shares = (2 * threads).div_ceil(groups).min(run);
+        let share = run.div_ceil(shares);
+        (0..groups * shares).into_par_iter().for_each(|job| {
+            let (channel, panel) = (job / shares * outputs, job % shares * share);
+            if panel >= run {
+                return;
+            }
+            let (n_out, n_panels) = (outputs.min(c_out - channel), share.min(run - panel));
+            let depth = INPUTS.min(c_in);
+            let sums_room = POINTS * n_out * width;
+            scratch(POINTS * n_out * depth + n_panels * sums_room, |space| {
+                let (kernels, sums) = space.split_at_mut(POINTS * n_out * depth);
+                for from in (0..c_in).step_by(depth) {
+                    let depth = depth.min(c_in - from);
+                    for i in 0..n_out {
+                        let source = &weight[((channel + i) * c_in + from) * 9..][..depth * 9];
+                        kernel_points(source, &mut kernels[i * depth..], n_out * depth);
+                    }
+                    for index in 0..n_panels {
+                        let tile = (first + panel + index) * width;
+                        let columns = tiles.columns(tile);
+                        let products = Shared::new(&mut sums[index * sums_room..][..sums_room]);
+                        for point in 0..POINTS {
+                            let left = View {
+                                numbers: &kernels[point * n_out * depth..],
+                                row: depth,
+                                column: 1,
+                            };
+                            let at =
+                                (panel + index) * panel_room + point * point_room(columns) + from * padded(columns);
+                            let right = Panel {
+                                numbers: &points[at..at + depth * padded(columns)],
+                                columns,
+                            };
+                            let place = Place {
+                                shared: &products,
+                                at: point * n_out * width,
+                                row: width,
+                            };
+                            // SAFETY: the sums lie in this thread's own scratch memory.
+                            unsafe { multiply([n_out, depth], place, left, right, from > 0) };
+                        }
+                    }
+                }
+                for index in 0..n_panels {
+                    let tile = (first + panel + index) * width;
+                    let columns = tiles.columns(tile);
+                    for i in 0..n_out {
+                        let sums = &sums[index * sums_room + i * width..];
+                        output(
+                            sums,
+                            n_out * width,
+                            &tiles,
+                            (tile, columns, channel + i),
+                            (finish, &shared),
+                        );
+                    }
+                }
+            });
+        });
+    }
+}
+
+/// Where the transformed numbers of one channel go: point `p` to `at + p * stride`.
+struct Places<'a> {
+    shared: &'a Shared<'a>,
+    at: usize,
+    stride: usize,
+}
+
+/// Transforms one channel of one panel of tiles.
+fn input(x: &[f32], tiles: &Tiles<'_>, (tile, columns, channel): (usize, usize, usize), places: Places<'_>) {
+    let sizes = tiles.sizes;
+    let (height, width, padding) = (sizes.height, sizes.width, sizes.padding);
+    // Pixel (y, x) of every tile: the tiles lie side by side.
+    let mut pixels = [[0f32; WIDEST]; POINTS];
+    tiles.stretches(tile, columns, |image, row, column, at, n| {
+        let plane = &x[(image * sizes.c_in + channel) * height * width..][..height * width];
+        for (y, pixels) in pixels.chunks_exact_mut(6).enumerate() {
+            // Positions are counted in the padded picture, so that they stay unsigned.
+            let source = 4 * row + y;
+            let mut line = [0f32; 4 * WIDEST + 4];
+            if source >= padding && source < height + padding {
+                let source = &plane[(source - padding) * width..][..width];
+                let start = 4 * column;
+                let before = padding.saturating_sub(start).min(4 * n + 2);
+                let end = (width + padding).saturating_sub(start).clamp(before, 4 * n + 2);
+                if end > before {
+                    line[before..end].copy_from_slice(&source[start + before - padding..][..end - before]);
+                }
+            }
+            let [a, b, c, d, e, f] = pixels else {
+                unreachable!("chunks of six")
+            };
+            let (quads, _) = line.as_chunks::<4>();
+            let targets = a[at..at + n].iter_mut().zip(&mut b[at..at + n]);
+            let targets = targets.zip(&mut c[at..at + n]).zip(&mut d[at..at + n]);
+            for ((((a, b), c), d), quad) in targets.zip(quads) {
+                [*a, *b, *c, *d] = *quad;
+            }
+            e[at..at + n - 1].copy_from_slice(&a[at + 1..at + n]);
+            f[at..at + n - 1].copy_from_slice(&b[at + 1..at + n]);
+            (e[at + n - 1], f[at + n - 1]) = (line[4 * n], line[4 * n + 1]);
+        }
     });
+    input_points(&pixels, padded(columns), &places);
 }
 
-fn kernel_line([a, b, c]: [f32; 3]) -> [f32; 6] {
-    [
-        a / 4.0,
-        -(a + b + c) / 6.0,
-        (b - a - c) / 6.0,
-        a / 24.0 + b / 12.0 + c / 6.0,
-        a / 24.0 - b / 12.0 + c / 6.0,
-        c,
-    ]
+#[inline(always)]
+unsafe fn input_line<L: Lanes>([a, b, c, d, e, f]: [L; 6]) -> [L; 6] {
+    // SAFETY: passed on from `dispatched`.
+    unsafe {
+        let (two, four, five) = (L::splat(2.0), L::splat(4.0), L::splat(-5.0));
+        let (minus_two, minus_four) = (L::splat(-2.0), L::splat(-4.0));
+        let (d_b, e_c) = (d.sub(b), e.sub(c));
+        [
+            a.fma(four, c.fma(five, e)),
+            b.add(c).fma(minus_four, d.add(e)),
+            b.sub(c).fma(four, e.sub(d)),
+            d_b.fma(two, e_c),
+            d_b.fma(minus_two, e_c),
+            b.fma(four, d.fma(five, f)),
+        ]
+    }
 }
 
-fn transformed_kernel(weight: &[f32], c_in: usize, c_out: usize) -> Vec<f32> {
-    let mut kernel = vec![0f32; c_out * POINTS * c_in];
-    let rows = kernel.par_chunks_mut(POINTS * c_in).zip(weight.par_chunks(9 * c_in));
-    rows.for_each(|(kernel, weight)| {
-        for (channel, g) in weight.chunks_exact(9).enumerate() {
-            let columns = [0, 1, 2].map(|c| kernel_line([g[c], g[3 + c], g[6 + c]]));
+#[inline(always)]
+unsafe fn input_points_any<L: Lanes>(pixels: &[[f32; WIDEST]; POINTS], columns: usize, places: &Places<'_>) {
+    for at in (0..columns).step_by(L::COUNT) {
+        // SAFETY: `columns` are whole vectors and at most WIDEST; this job alone has this channel of this panel.
+        unsafe {
+            let mut rows = [[L::splat(0.0); 6]; 6];
             for y in 0..6 {
-                let line = kernel_line([columns[0][y], columns[1][y], columns[2][y]]);
-                for (x, v) in line.into_iter().enumerate() {
-                    kernel[(y * 6 + x) * c_in + channel] = v;
+                let mut line = [L::splat(0.0); 6];
+                for (x, v) in line.iter_mut().enumerate() {
+                    *v = L::load(pixels[y * 6 + x].as_ptr().add(at));
+                }
+                rows[y] = input_line(line);
+            }
+            #[expect(clippy::needless_range_loop, reason = "six rows are read at `x`, not one")]
+            for x in 0..6 {
+                let column = [rows[0][x], rows[1][x], rows[2][x], rows[3][x], rows[4][x], rows[5][x]];
+                let column = input_line(column);
+                for (y, v) in column.iter().enumerate() {
+                    let to = places
+                        .shared
+                        .slice(places.at + (y * 6 + x) * places.stride + at, L::COUNT);
+                    v.store(to.as_mut_ptr());
+                }
+            }
+        }
+    }
+}
+dispatched! {
+    fn input_points(pixels: &[[f32; WIDEST]; POINTS], columns: usize, places: &Places<'_>) = input_points_any
+}
+
+#[inline(always)]
+unsafe fn kernel_line<L: Lanes>([a, b, c]: [L; 3]) -> [L; 6] {
+    // SAFETY: passed on from `dispatched`.
+    unsafe {
+        let sum = a.add(c);
+        let far = c.fma(L::splat(1.0 / 6.0), a.mul(L::splat(1.0 / 24.0)));
+        let twelfth = L::splat(1.0 / 12.0);
+        [
+            a.mul(L::splat(0.25)),
+            sum.add(b).mul(L::splat(-1.0 / 6.0)),
+            b.sub(sum).mul(L::splat(1.0 / 6.0)),
+            b.fma(twelfth, far),
+            b.fma(L::splat(-1.0 / 12.0), far),
+            c,
+        ]
+    }
+}
+
+/// Kernels that are transformed side by side.
+const KERNELS: usize = 16;
+
+/// Transforms the 3x3 kernels that lie one after another in `weight`; point `p` of kernel `i` goes to `p * stride + i`.
+#[inline(always)]
+unsafe fn kernel_points_any<L: Lanes>(weight: &[f32], points: &mut [f32], stride: usize) {
+    let n = weight.len() / 9;
+    assert!(
+        (POINTS - 1) * stride + n <= points.len(),
+        "all transformed kernels have a place"
+    );
+    let mut taps = [[0f32; KERNELS]; 9];
+    for (first, kernels) in (0..n).step_by(KERNELS).zip(weight.chunks(9 * KERNELS)) {
+        for (i, kernel) in kernels.as_chunks::<9>().0.iter().enumerate() {
+            for (tap, v) in taps.iter_mut().zip(kernel) {
+                tap[i] = *v;
+            }
+        }
+        let count = kernels.len() / 9;
+        for at in (0..count).step_by(L::COUNT) {
+            // SAFETY: the vectors lie within the taps, KERNELS being a multiple of their size; a vector is stored whole
+            // only where all its kernels exist (the assertion above bounds the last).
+            unsafe {
+                let mut rows = [[L::splat(0.0); 3]; 6];
+                for x in 0..3 {
+                    let tap = |y: usize| L::load(taps[y * 3 + x].as_ptr().add(at));
+                    let column = kernel_line([tap(0), tap(1), tap(2)]);
+                    for (row, v) in rows.iter_mut().zip(column) {
+                        row[x] = v;
+                    }
+                }
+                for (y, row) in rows.iter().enumerate() {
+                    for (x, v) in kernel_line(*row).iter().enumerate() {
+                        let to = (y * 6 + x) * stride + first + at;
+                        if at + L::COUNT <= count {
+                            v.store(points.as_mut_ptr().add(to));
+                        } else {
+                            let mut edge = [0f32; KERNELS];
+                            v.store(edge.as_mut_ptr());
+                            points[to..to + count - at].copy_from_slice(&edge[..count - at]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+dispatched! {
+    fn kernel_points(weight: &[f32], points: &mut [f32], stride: usize) = kernel_points_any
+}
+
+/// Transforms the sums of one channel of one panel back, and finishes and writes its pixels.
+fn output(
+    sums: &[f32],
+    stride: usize,
+    tiles: &Tiles<'_>,
+    (tile, columns, channel): (usize, usize, usize),
+    (finish, shared): (Finish<'_>, &Shared<'_>),
+) {
+    let sizes = tiles.sizes;
+    let mut pixels = [[0f32; WIDEST]; 16];
+    output_pixels(sums, stride, padded(columns), &mut pixels);
+    if let Some(bias) = finish.bias.get(channel) {
+        simd::add(pixels.as_flattened_mut(), *bias);
+    }
+    simd::activate(pixels.as_flattened_mut(), finish.activation);
+    tiles.stretches(tile, columns, |image, row, column, at, n| {
+        let plane = (image * sizes.c_out + channel) * sizes.out_h * sizes.out_w;
+        for (y, pixels) in pixels.chunks_exact(4).enumerate() {
+            let row = 4 * row + y;
+            if row >= sizes.out_h {
+                break;
+            }
+            let count = (4 * n).min(sizes.out_w - 4 * column);
+            // SAFETY: a tile's pixels are written by the one job that has its panel and this channel.
+            let line = unsafe { shared.slice(plane + row * sizes.out_w + 4 * column, count) };
+            let [a, b, c, d] = pixels else {
+                unreachable!("chunks of four")
+            };
+            let sources = a[at..at + n].iter().zip(&b[at..at + n]);
+            let mut sources = sources.zip(&c[at..at + n]).zip(&d[at..at + n]);
+            let (quads, rest) = line.as_chunks_mut::<4>();
+            for (quad, (((a, b), c), d)) in quads.iter_mut().zip(&mut sources) {
+                *quad = [*a, *b, *c, *d];
+            }
+            if !rest.is_empty() {
+                let last = at + n - 1;
+                for (v, source) in rest.iter_mut().zip([a[last], b[last], c[last], d[last]]) {
+                    *v = source;
                 }
             }
         }
     });
-    kernel
-}
-
-type Lanes = [f32; LANES];
-
-#[inline(always)]
-fn input_line(d: [Lanes; 6]) -> [Lanes; 6] {
-    let mut out = [[0f32; LANES]; 6];
-    for i in 0..LANES {
-        let [a, b, c, e, f, g] = [d[0][i], d[1][i], d[2][i], d[3][i], d[4][i], d[5][i]];
-        out[0][i] = 4.0 * a - 5.0 * c + f;
-        out[1][i] = e + f - 4.0 * (b + c);
-        out[2][i] = f - e + 4.0 * (b - c);
-        out[3][i] = f - c + 2.0 * (e - b);
-        out[4][i] = f - c + 2.0 * (b - e);
-        out[5][i] = 4.0 * b - 5.0 * e + g;
-    }
-    out
 }
 
 #[inline(always)]
-fn output_line(m: [Lanes; 6]) -> [Lanes; 4] {
-    let mut out = [[0f32; LANES]; 4];
-    for i in 0..LANES {
-        let [a, b, c, e, f, g] = [m[0][i], m[1][i], m[2][i], m[3][i], m[4][i], m[5][i]];
-        out[0][i] = a + b + c + e + f;
-        out[1][i] = b - c + 2.0 * (e - f);
-        out[2][i] = b + c + 4.0 * (e + f);
-        out[3][i] = b - c + 8.0 * (e - f) + g;
+unsafe fn output_line<L: Lanes>([a, b, c, d, e, f]: [L; 6]) -> [L; 4] {
+    // SAFETY: passed on from `dispatched`.
+    unsafe {
+        let (b_c, c_b, d_e, e_d) = (b.add(c), b.sub(c), d.add(e), d.sub(e));
+        [
+            a.add(b_c).add(d_e),
+            e_d.fma(L::splat(2.0), c_b),
+            d_e.fma(L::splat(4.0), b_c),
+            e_d.fma(L::splat(8.0), c_b.add(f)),
+        ]
     }
-    out
 }
 
 #[inline(always)]
-fn transform_input_loop<const FMA: bool>(plane: &[f32], grid: Grid, run: Run, points: &mut [f32]) {
-    let mut done = 0;
-    while done < run.n {
-        let count = (run.n - done).min(LANES);
-        let mut d = [[[0f32; LANES]; 6]; 6];
-        for lane in 0..count {
-            let tile = run.first + done + lane;
-            // Positions in the padded picture.
-            let (top, left) = (tile / grid.across * 4, tile % grid.across * 4);
-            let inside = top >= grid.padding
-                && left >= grid.padding
-                && top + 6 <= grid.height + grid.padding
-                && left + 6 <= grid.width + grid.padding;
-            for (y, rows) in d.iter_mut().enumerate() {
-                if inside {
-                    let at = (top + y - grid.padding) * grid.width + left - grid.padding;
-                    for (row, v) in rows.iter_mut().zip(&plane[at..at + 6]) {
-                        row[lane] = *v;
-                    }
-                    continue;
+unsafe fn output_pixels_any<L: Lanes>(sums: &[f32], stride: usize, columns: usize, pixels: &mut [[f32; WIDEST]; 16]) {
+    assert!((POINTS - 1) * stride + columns <= sums.len(), "the sums are whole");
+    for at in (0..columns).step_by(L::COUNT) {
+        // SAFETY: `columns` are whole vectors, at most WIDEST, and within the sums.
+        unsafe {
+            let mut rows = [[L::splat(0.0); 4]; 6];
+            for (y, row) in rows.iter_mut().enumerate() {
+                let mut line = [L::splat(0.0); 6];
+                for (x, v) in line.iter_mut().enumerate() {
+                    *v = L::load(sums.as_ptr().add((y * 6 + x) * stride + at));
                 }
-                let row = (top + y).wrapping_sub(grid.padding);
-                for (x, values) in rows.iter_mut().enumerate() {
-                    let column = (left + x).wrapping_sub(grid.padding);
-                    if row < grid.height && column < grid.width {
-                        values[lane] = plane[row * grid.width + column];
-                    }
+                *row = output_line(line);
+            }
+            for x in 0..4 {
+                let column = [rows[0][x], rows[1][x], rows[2][x], rows[3][x], rows[4][x], rows[5][x]];
+                for (y, v) in output_line(column).iter().enumerate() {
+                    v.store(pixels[y * 4 + x].as_mut_ptr().add(at));
                 }
             }
         }
-        let e = d.map(input_line);
-        #[expect(
-            clippy::needless_range_loop,
-            reason = "a plain loop is inlined into the vectorised function; an iterator may not be"
-        )]
-        for x in 0..6 {
-            let column = input_line([e[0][x], e[1][x], e[2][x], e[3][x], e[4][x], e[5][x]]);
-            for (y, values) in column.iter().enumerate() {
-                let at = (y * 6 + x) * run.stride + done;
-                points[at..at + count].copy_from_slice(&values[..count]);
-            }
-        }
-        done += count;
     }
 }
-vectorised! {
-    fn transform_input(plane: &[f32], grid: Grid, run: Run, points: &mut [f32]) = transform_input_loop
-}
-
-#[inline(always)]
-fn transform_output_loop<const FMA: bool>(
-    sums: &[f32],
-    grid: Grid,
-    run: Run,
-    finish: Finish<'_>,
-    (shared, plane): (&Shared<'_>, usize),
-) {
-    let mut done = 0;
-    while done < run.n {
-        let count = (run.n - done).min(LANES);
-        let mut d = [[[0f32; LANES]; 6]; 6];
-        for (y, rows) in d.iter_mut().enumerate() {
-            for (x, values) in rows.iter_mut().enumerate() {
-                let at = (y * 6 + x) * run.stride + done;
-                values[..count].copy_from_slice(&sums[at..at + count]);
-            }
-        }
-        let e = d.map(output_line); // (6 rows, 4 columns)
-        let mut tile_rows = [[[0f32; 4]; LANES]; 4];
-        for x in 0..4 {
-            let column = output_line([e[0][x], e[1][x], e[2][x], e[3][x], e[4][x], e[5][x]]);
-            for (y, values) in column.iter().enumerate() {
-                for (lane, v) in values.iter().enumerate() {
-                    tile_rows[y][lane][x] = *v;
-                }
-            }
-        }
-        for (y, lanes) in tile_rows.iter_mut().enumerate() {
-            finish.apply(0, lanes.as_flattened_mut());
-            for (lane, values) in lanes.iter().enumerate().take(count) {
-                let tile = run.first + done + lane;
-                let (row, column) = (tile / grid.across * 4 + y, tile % grid.across * 4);
-                if row < grid.out_h && column < grid.out_w {
-                    let width = (grid.out_w - column).min(4);
-                    // SAFETY: a tile's outputs are written by the one job that has the tile.
-                    let target = unsafe { shared.slice(plane + row * grid.out_w + column, width) };
-                    target.copy_from_slice(&values[..width]);
-                }
-            }
-        }
-        done += count;
-    }
-}
-vectorised! {
-    fn transform_output(sums: &[f32], grid: Grid, run: Run, finish: Finish<'_>, target: (&Shared<'_>, usize)) = transform_output_loop
+dispatched! {
+    fn output_pixels(sums: &[f32], stride: usize, columns: usize, pixels: &mut [[f32; WIDEST]; 16]) = output_pixels_any
 }

@@ -1,0 +1,255 @@
+//! Vectors of f32 under one trait: AVX-512, AVX2 with FMA, NEON and plain Rust, chosen when the program runs.
+
+use super::matrix::Block;
+
+/// One register of numbers. Nothing here checks anything: bounds are the business of [`super::matrix`] and of the transforms.
+///
+/// # Safety
+/// Every function but on [`Plain`] may only run where the processor has the vectors; [`dispatched`] sees to it. Pointers
+/// must be good for `COUNT` numbers; they need no alignment.
+pub(super) trait Lanes: Copy {
+    /// Numbers in a vector.
+    const COUNT: usize;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    /// `self * factor + sum`.
+    unsafe fn fma(self, factor: Self, sum: Self) -> Self;
+    /// The product of a whole block, in the shape of registers that suits these vectors.
+    unsafe fn multiply(block: &Block<'_>);
+}
+
+/// Defines `name` as `body::<vectors>`, compiled for each kind of vector and chosen when it runs.
+macro_rules! dispatched {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $kind:ty),* $(,)?) = $body:ident) => {
+        $(#[$doc])*
+        $vis fn $name($($arg: $kind),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                use $crate::cpu::lanes::{Avx2, Avx512};
+                #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
+                fn widest($($arg: $kind),*) {
+                    // SAFETY: this function runs only where the processor has these vectors.
+                    unsafe { $body::<Avx512>($($arg),*) }
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn wide($($arg: $kind),*) {
+                    // SAFETY: as above.
+                    unsafe { $body::<Avx2>($($arg),*) }
+                }
+                match $crate::cpu::lanes::level() {
+                    // SAFETY: the processor has just said that it has these features.
+                    2 => return unsafe { widest($($arg),*) },
+                    // SAFETY: as above.
+                    1 => return unsafe { wide($($arg),*) },
+                    _ => {}
+                }
+            }
+            #[cfg(target_arch = "aarch64")]
+            {
+                // SAFETY: every processor of this architecture has NEON.
+                return unsafe { $body::<$crate::cpu::lanes::Neon>($($arg),*) };
+            }
+            #[cfg(not(target_arch = "aarch64"))]
+            // SAFETY: plain numbers need no features.
+            unsafe { $body::<$crate::cpu::lanes::Plain>($($arg),*) }
+        }
+    };
+}
+pub(super) use dispatched;
+
+/// Numbers in the widest vector that is used on this machine.
+pub(super) fn width() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    return match level() {
+        2 => Avx512::COUNT,
+        1 => Avx2::COUNT,
+        _ => Plain::COUNT,
+    };
+    #[cfg(target_arch = "aarch64")]
+    return Neon::COUNT;
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    Plain::COUNT
+}
+
+/// 2 with AVX-512, 1 with AVX2 and FMA, else 0. `TENSOR_OPS_LEVEL` lowers it, for tests of the other paths.
+#[cfg(target_arch = "x86_64")]
+pub(super) fn level() -> usize {
+    static LEVEL: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let has_avx2 = std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma");
+        let has_avx512 =
+            std::arch::is_x86_feature_detected!("avx512f") && std::arch::is_x86_feature_detected!("avx512vl");
+        let found = if has_avx2 && has_avx512 {
+            2
+        } else {
+            usize::from(has_avx2)
+        };
+        let wanted = std::env::var("TENSOR_OPS_LEVEL")
+            .ok()
+            .and_then(|level| level.parse().ok());
+        found.min(wanted.unwrap_or(found))
+    })
+}
+
+/// Eight numbers in plain Rust.
+#[derive(Clone, Copy)]
+pub(super) struct Plain([f32; 8]);
+
+impl Lanes for Plain {
+    const COUNT: usize = 8;
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's pointer is good for eight numbers.
+        Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's pointer is good for eight numbers.
+        unsafe { to.cast::<[f32; 8]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        Self([value; 8])
+    }
+    #[inline(always)]
+    unsafe fn add(mut self, other: Self) -> Self {
+        for i in 0..8 {
+            self.0[i] += other.0[i];
+        }
+        self
+    }
+    #[inline(always)]
+    unsafe fn sub(mut self, other: Self) -> Self {
+        for i in 0..8 {
+            self.0[i] -= other.0[i];
+        }
+        self
+    }
+    #[inline(always)]
+    unsafe fn mul(mut self, other: Self) -> Self {
+        for i in 0..8 {
+            self.0[i] *= other.0[i];
+        }
+        self
+    }
+    #[inline(always)]
+    unsafe fn fma(mut self, factor: Self, sum: Self) -> Self {
+        for i in 0..8 {
+            self.0[i] = self.0[i] * factor.0[i] + sum.0[i];
+        }
+        self
+    }
+    #[inline(always)]
+    unsafe fn multiply(block: &Block<'_>) {
+        // SAFETY: the caller's block is checked.
+        unsafe { block.run::<Self, 4>() }
+    }
+}
+
+/// A kind of vector from its intrinsics and the rows of the product's register block.
+macro_rules! vectors {
+    ($name:ident, $inner:ident, $count:literal, $rows:literal, $doc:literal,
+     $load:ident, $store:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $fma:expr) => {
+        #[doc = $doc]
+        #[derive(Clone, Copy)]
+        pub(super) struct $name($inner);
+
+        impl Lanes for $name {
+            const COUNT: usize = $count;
+            #[inline(always)]
+            unsafe fn load(from: *const f32) -> Self {
+                // SAFETY: the caller's pointer is good, and the processor has these vectors; so below.
+                Self(unsafe { $load(from) })
+            }
+            #[inline(always)]
+            unsafe fn store(self, to: *mut f32) {
+                // SAFETY: see `load`.
+                unsafe { $store(to, self.0) }
+            }
+            #[inline(always)]
+            unsafe fn splat(value: f32) -> Self {
+                // SAFETY: see `load`.
+                Self(unsafe { $splat(value) })
+            }
+            #[inline(always)]
+            unsafe fn add(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                Self(unsafe { $add(self.0, other.0) })
+            }
+            #[inline(always)]
+            unsafe fn sub(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                Self(unsafe { $sub(self.0, other.0) })
+            }
+            #[inline(always)]
+            unsafe fn mul(self, other: Self) -> Self {
+                // SAFETY: see `load`.
+                Self(unsafe { $mul(self.0, other.0) })
+            }
+            #[inline(always)]
+            unsafe fn fma(self, factor: Self, sum: Self) -> Self {
+                // SAFETY: see `load`.
+                Self(unsafe { $fma(self.0, factor.0, sum.0) })
+            }
+            #[inline(always)]
+            unsafe fn multiply(block: &Block<'_>) {
+                // SAFETY: the caller's block is checked.
+                unsafe { block.run::<Self, $rows>() }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+#[cfg(target_arch = "x86_64")]
+vectors!(
+    Avx512,
+    __m512,
+    16,
+    8,
+    "Sixteen numbers; 32 registers hold a block of 8 rows by 3 vectors.",
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_set1_ps,
+    _mm512_add_ps,
+    _mm512_sub_ps,
+    _mm512_mul_ps,
+    _mm512_fmadd_ps
+);
+#[cfg(target_arch = "x86_64")]
+vectors!(
+    Avx2,
+    __m256,
+    8,
+    4,
+    "Eight numbers; 16 registers hold a block of 4 rows by 3 vectors.",
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_set1_ps,
+    _mm256_add_ps,
+    _mm256_sub_ps,
+    _mm256_mul_ps,
+    _mm256_fmadd_ps
+);
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "aarch64")]
+vectors!(
+    Neon,
+    float32x4_t,
+    4,
+    8,
+    "Four numbers; 32 registers hold a block of 8 rows by 3 vectors.",
+    vld1q_f32,
+    vst1q_f32,
+    vdupq_n_f32,
+    vaddq_f32,
+    vsubq_f32,
+    vmulq_f32,
+    |a, b, c| vfmaq_f32(c, a, b)
+);
