@@ -4,7 +4,8 @@ set shell := ["bash", "-euo", "pipefail", "-c"]
 
 export LLAMA_LIB_PROFILE := "Release"
 export CMAKE_BUILD_PARALLEL_LEVEL := `nproc 2>/dev/null || echo 2`
-programs := env("CARGO_TARGET_DIR", "target") / "debug"
+target := absolute_path(env("CARGO_TARGET_DIR", "target"))
+programs := target / "debug"
 export HORDE_WORKERS_MODELS := env("HORDE_WORKERS_MODELS", env("HOME") / ".cache/horde-workers/models")
 
 _default:
@@ -33,7 +34,7 @@ alchemist-weights:
     crates/vision/tools/import_wheels.sh "$HORDE_WORKERS_MODELS"
 
 # Everything CI checks
-test: fmt lint compile _test-model unit doc deny
+test: fmt lint compile _test-model unit doc check-cards deny
 
 # Runtime figures with a stub engine beside their targets: `just bench-runtime --json`
 bench-runtime *args:
@@ -87,6 +88,12 @@ unit *args:
 # Examples in the documentation
 doc:
     cargo test --workspace --doc -q
+
+# The code for NVIDIA's cards, type-checked without a toolkit (stand-ins answer for nvcc and git)
+check-cards:
+    PATH="$PWD/tests/no-toolkit:$PATH" NVCC="$PWD/tests/no-toolkit/nvcc" CUDA_HOME="$PWD/tests/no-toolkit" CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=12090 \
+        CUDAFORGE_HOME="{{ target }}/cards/cudaforge" CARGO_TARGET_DIR="{{ target }}/cards" \
+        cargo check -q -p dreamer -p alchemist --features dreamer/cuda,dreamer/cudnn,dreamer/flash-attn,alchemist/cuda,alchemist/cudnn,alchemist/flash-attn
 
 # Licences, bans and sources of dependencies
 deny:

@@ -62,8 +62,7 @@ enum Network {
 
 impl AlchemyEngine {
     /// Finds the forms whose files are there and can be opened.
-    pub fn new(settings: EngineSettings) -> Self {
-        let device = Device::Cpu;
+    pub fn new(settings: EngineSettings, device: Device) -> Self {
         let (found, _) = installed(&settings.forms, &settings.models_dir);
         let tasks = found.into_iter().filter(|(form, task)| readable(form, task, &device));
         let tasks = tasks.map(|(form, task)| (form.as_str().to_owned(), task)).collect();

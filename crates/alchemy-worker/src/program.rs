@@ -94,14 +94,13 @@ impl Program for Alchemist {
     }
 
     fn engine(config: Value, device: &str) -> Result<AlchemyEngine, Stop> {
-        if device != "cpu" {
-            return Err(
-                Stop::no_device(format!("this build has no device `{device}`")).hint("Set `devices = [\"cpu\"]`")
-            );
-        }
+        let device = vision::device::open(device).map_err(|error| {
+            Stop::no_device(format!("the device `{device}` cannot be used: {error}"))
+                .hint("`alchemist doctor` lists the devices; `cpu` is always there")
+        })?;
         let settings: EngineSettings = serde_json::from_value(config)
             .map_err(|e| Stop::failed(format!("the engine's settings cannot be read: {e}")))?;
-        let engine = AlchemyEngine::new(settings);
+        let engine = AlchemyEngine::new(settings, device);
         if engine.forms().next().is_none() {
             return Err(Stop::no_model("no form's files can be read"));
         }
@@ -109,12 +108,14 @@ impl Program for Alchemist {
     }
 
     fn devices() -> Vec<DeviceFound> {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        vec![DeviceFound {
-            name: "cpu".into(),
-            description: format!("{threads} threads"),
-            memory_bytes: None,
-        }]
+        let found = vision::device::found().into_iter();
+        found
+            .map(|device| DeviceFound {
+                name: device.name,
+                description: device.description,
+                memory_bytes: None,
+            })
+            .collect()
     }
 
     fn doctor(context: &Context<Self>) -> Vec<Check> {

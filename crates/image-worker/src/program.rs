@@ -340,40 +340,17 @@ fn opened(device: &str) -> Result<Device, Stop> {
         Stop::no_device(format!("the device `{device}` cannot be used: {why}"))
             .hint("`dreamer doctor` lists the devices; `cpu` is always there")
     };
-    let (kind, index) = device.split_once(':').unwrap_or((device, "0"));
-    let index: usize = index.parse().map_err(|_| absent("its number is none".into()))?;
-    let opened = match kind {
-        "cpu" => Ok(Device::Cpu),
-        "cuda" => Device::new_cuda(index),
-        "metal" => Device::new_metal(index),
-        _ => return Err(absent("its kind is unknown".into())),
-    };
-    opened.map_err(|error| absent(error.to_string()))
+    vision::device::open(device).map_err(|error| absent(error.to_string()))
 }
 
 /// Cards are looked for by opening them, one after the other.
 fn found_devices() -> Vec<DeviceFound> {
-    const MOST_CARDS: usize = 16;
-    type Open = fn(usize) -> bool;
-    let kinds: [(&str, &str, Open); 2] = [
-        ("cuda", "NVIDIA card", |index| Device::new_cuda(index).is_ok()),
-        ("metal", "Apple GPU", |index| Device::new_metal(index).is_ok()),
-    ];
-    let mut found = Vec::new();
-    for (kind, description, open) in kinds {
-        for index in (0..MOST_CARDS).take_while(|index| open(*index)) {
-            found.push(DeviceFound {
-                name: format!("{kind}:{index}"),
-                description: description.into(),
-                memory_bytes: None,
-            });
-        }
-    }
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    found.push(DeviceFound {
-        name: "cpu".into(),
-        description: format!("{threads} threads"),
-        memory_bytes: None,
-    });
+    let found = vision::device::found().into_iter();
     found
+        .map(|device| DeviceFound {
+            name: device.name,
+            description: device.description,
+            memory_bytes: None,
+        })
+        .collect()
 }

@@ -9,6 +9,7 @@ mod activation;
 mod attention;
 mod conv;
 mod cpu;
+pub mod device;
 mod linear;
 mod norm;
 mod resample;

@@ -18,4 +18,5 @@ mod weights;
 
 pub use candle_core::Device;
 pub use error::{Result, VisionError};
+pub use tensor_ops::device;
 pub use weights::Weights;

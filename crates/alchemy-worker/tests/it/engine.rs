@@ -67,14 +67,17 @@ fn models() -> tempfile::TempDir {
 }
 
 fn engine(folder: &Path) -> AlchemyEngine {
-    AlchemyEngine::new(EngineSettings {
-        models_dir: folder.to_owned(),
-        cache_dir: folder.join("cache"),
-        forms: Vec::new(),
-        max_tiles: 16,
-        threads: 1,
-        nsfw_threshold: 0.8,
-    })
+    AlchemyEngine::new(
+        EngineSettings {
+            models_dir: folder.to_owned(),
+            cache_dir: folder.join("cache"),
+            forms: Vec::new(),
+            max_tiles: 16,
+            threads: 1,
+            nsfw_threshold: 0.8,
+        },
+        vision::Device::Cpu,
+    )
 }
 
 fn run(engine: &AlchemyEngine, form: &str, source: Vec<u8>) -> Result<Output, Fault> {
