@@ -166,7 +166,7 @@ impl Engine for ScribeEngine {
 /// Whom an error speaks against.
 fn fault(error: TextError) -> Fault {
     match error {
-        TextError::Cancelled | TextError::Unfit(_) => Fault::of_job(error.to_string()),
+        TextError::Cancelled | TextError::Unfit(_) | TextError::Grammar(_) => Fault::of_job(error.to_string()),
         TextError::Failed(_) | TextError::Unavailable(_) | TextError::Model(_) => Fault::of_worker(error.to_string()),
     }
 }

@@ -3,7 +3,7 @@
 use horde_client::text::Params;
 use serde_json::Value;
 use textgen::sampler::{Dry, Mirostat, Sampling, Step, Xtc};
-use textgen::{Formatting, TextRequest};
+use textgen::{Constraint, Formatting, TextRequest};
 
 /// A request, with the names of keys that were asked for and are not done.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,8 +17,8 @@ pub struct Asked {
 /// What the server's schema has for a client that names none.
 const DEFAULT_LENGTH: u32 = 80;
 const DEFAULT_CONTEXT: u32 = 2_048;
-/// Known keys that are not honoured: a grammar can bring llama.cpp down, pictures need another model.
-const NOT_HONOURED: [&str; 4] = ["grammar", "images", "memory", "negative_prompt"];
+/// Known keys that are not honoured: pictures need another model, the others are no part of the wire.
+const NOT_HONOURED: [&str; 3] = ["images", "memory", "negative_prompt"];
 
 /// The request of `params`. Never fails: numbers are clamped to their ranges, what is missing takes KoboldCpp's default.
 pub fn request(params: Params) -> Asked {
@@ -84,6 +84,8 @@ pub fn request(params: Params) -> Asked {
         .seed
         .or_else(|| params.other.get("sampler_seed").and_then(Value::as_u64));
     let flag = |value: Option<bool>| value.unwrap_or(false);
+    let grammar = params.other.get("grammar").and_then(Value::as_str);
+    let constraint = grammar.filter(|text| !text.trim().is_empty());
     let request = TextRequest {
         prompt: params.prompt.unwrap_or_default(),
         max_length: params.max_length.unwrap_or(DEFAULT_LENGTH),
@@ -120,6 +122,7 @@ pub fn request(params: Params) -> Asked {
             remove_special: flag(params.frmtrmspch),
             add_leading_space: flag(params.frmtadsnsp),
         },
+        constraint: constraint.map(|text| Constraint::Gbnf(text.to_owned())),
     };
     Asked {
         request: request.clamped(),
@@ -167,7 +170,8 @@ mod tests {
         assert!(request.sampling.mirostat.is_some_and(|mirostat| mirostat.second));
         assert!(request.ban_eos && request.include_stop && request.formatting.single_line);
         assert_eq!(request.stop, ["\nUser:"]);
-        assert_eq!(asked.left_out, ["grammar"]);
+        assert_eq!(request.constraint, Some(Constraint::Gbnf("root ::= \"x\"".into())));
+        assert!(asked.left_out.is_empty());
     }
 
     #[test]

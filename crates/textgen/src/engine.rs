@@ -55,6 +55,9 @@ pub enum TextError {
     /// This request cannot be served by this engine; others can.
     #[error("the request does not fit: {0}")]
     Unfit(String),
+    /// The grammar or schema of the request cannot be kept to; others can be served.
+    #[error("the grammar cannot be used: {0}")]
+    Grammar(String),
     /// The engine failed at this request (numbers that are none, a full cache).
     #[error("the engine failed: {0}")]
     Failed(String),

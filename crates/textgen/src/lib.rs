@@ -8,6 +8,7 @@
 pub mod bridge;
 mod engine;
 pub mod format;
+pub mod gbnf;
 pub mod gguf;
 #[cfg(feature = "llama")]
 pub mod llama;
@@ -19,4 +20,4 @@ pub mod utf8;
 mod writer;
 
 pub use engine::{EngineFacts, NoWatch, TextEngine, TextError, Watch};
-pub use request::{Finish, Formatting, Limits, TextAnswer, TextRequest, Timings};
+pub use request::{Constraint, Finish, Formatting, Limits, TextAnswer, TextRequest, Timings};

@@ -33,6 +33,19 @@ pub struct TextRequest {
     /// Changes to the finished text.
     #[serde(default)]
     pub formatting: Formatting,
+    /// What the answer must look like, whatever the model would rather say.
+    #[serde(default)]
+    pub constraint: Option<Constraint>,
+}
+
+/// A form that every answer keeps to. One that cannot be built is [`crate::TextError::Grammar`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Constraint {
+    /// llama.cpp's grammar language; see [`crate::gbnf`] for its bounds.
+    Gbnf(String),
+    /// JSON that a schema accepts.
+    JsonSchema(serde_json::Value),
 }
 
 fn yes() -> bool {
@@ -52,6 +65,7 @@ impl TextRequest {
             ban_eos: false,
             seed: None,
             formatting: Formatting::default(),
+            constraint: None,
         }
     }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Usage;
 use crate::format;
-use crate::request::{Finish, TextRequest};
+use crate::request::{Constraint, Finish, TextRequest};
 use crate::sampler::Step;
 
 /// A backend's language.
@@ -99,7 +99,7 @@ impl Dialect {
         let prompt = format::input(&request.prompt, request.formatting);
         // Backends keep seeds in 31 or 32 bits.
         let seed = seed & 0x7fff_ffff;
-        match self {
+        let mut body = match self {
             Self::Kobold => json!({
                 "prompt": prompt, "max_length": request.max_length, "max_context_length": request.max_context_length,
                 "temperature": s.temperature, "dynatemp_range": s.dynatemp_range,
@@ -123,7 +123,14 @@ impl Dialect {
                 "ignore_eos": request.ban_eos, "seed": seed,
                 "truncate_prompt_tokens": request.max_context_length.saturating_sub(request.max_length).max(1),
             }),
+        };
+        // KoboldCpp and llama-server keep to a grammar; others take no notice of the key.
+        match &request.constraint {
+            Some(Constraint::Gbnf(grammar)) => body["grammar"] = json!(grammar),
+            Some(Constraint::JsonSchema(schema)) => body["json_schema"] = schema.clone(),
+            None => {}
         }
+        body
     }
 
     /// Where and how a running request is ended, where the dialect has a word for it.

@@ -18,7 +18,7 @@ use super::sequence::{Active, Follow, Job, Sequence, common};
 use super::vocabulary::{Vocabulary, number};
 use crate::engine::TextError;
 use crate::request::Finish;
-use crate::sampler::Chain;
+use crate::sampler::{Chain, NoCandidate};
 use crate::writer::Writer;
 
 /// A beginning shorter than this is not worth taking over or waiting for.
@@ -170,7 +170,8 @@ impl<'m> Batcher<'m> {
         if request.sampling.dry.multiplier > 0.0 {
             chain = chain.with_breakers(self.vocabulary.holding(&request.sampling.dry.breakers));
         }
-        if request.ban_eos {
+        // A form that is complete must be able to end.
+        if request.ban_eos && job.guide.is_none() {
             chain = chain.with_banned(self.vocabulary.ends());
         }
         let writer = Writer::new(request);
@@ -344,10 +345,10 @@ impl<'m> Batcher<'m> {
             let Some(active) = &mut sequence.active else {
                 continue;
             };
-            let token = match active.chain.choose(logits) {
-                Ok(token) => token,
+            let (token, is_complete) = match choose(active, logits) {
+                Ok(chosen) => chosen,
                 Err(error) => {
-                    sequence.finish(Err(TextError::Failed(error.to_string())));
+                    sequence.finish(Err(error));
                     // Whatever made these numbers may be in the cache.
                     self.clear(*index);
                     continue;
@@ -365,6 +366,8 @@ impl<'m> Batcher<'m> {
                 active.next = Some(token);
                 if active.writer.push(&piece) {
                     Some(Finish::Stop)
+                } else if is_complete {
+                    Some(Finish::Eos)
                 } else {
                     (active.written >= active.job.request.max_length).then_some(Finish::Length)
                 }
@@ -386,6 +389,18 @@ impl<'m> Batcher<'m> {
             self.clear(index);
         }
     }
+}
+
+/// The next token of a request, and whether its form is complete with it.
+fn choose(active: &mut Active, logits: &[f32]) -> Result<(u32, bool), TextError> {
+    let failed = |error: NoCandidate| TextError::Failed(error.to_string());
+    let Some(guide) = &mut active.job.guide else {
+        return Ok((active.chain.choose(logits).map_err(failed)?, false));
+    };
+    let allowed = guide.allowed()?;
+    let is_allowed = |token: u32| (token as usize) < allowed.len() && allowed.is_allowed(token);
+    let token = active.chain.choose_among(logits, is_allowed).map_err(failed)?;
+    Ok((token, guide.accept(token)?))
 }
 
 /// Adds a token at the end of the sequence, in the batch and in what its cache will hold.

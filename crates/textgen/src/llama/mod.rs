@@ -1,6 +1,7 @@
 //! llama.cpp inside this process: one thread owns the model and its context, requests come to it by channel.
 
 mod batcher;
+mod guide;
 mod sequence;
 mod vocabulary;
 
@@ -20,6 +21,7 @@ use llama_cpp_2::model::params::{LlamaModelParams, LlamaSplitMode};
 use llama_cpp_2::{LlamaBackendDeviceType, LogOptions, list_llama_ggml_backend_devices, send_logs_to_tracing};
 
 use self::batcher::{BatchLimits, Batcher};
+use self::guide::{Guides, Words};
 use self::sequence::{Job, Shared};
 use self::vocabulary::Vocabulary;
 use crate::engine::{EngineFacts, TextEngine, TextError, Watch};
@@ -34,6 +36,7 @@ pub struct LlamaEngine {
     thread: Option<JoinHandle<()>>,
     facts: EngineFacts,
     plan: Plan,
+    guides: Guides,
 }
 
 /// Requests that may wait in the channel: callers block beyond that, each with a thread of its own.
@@ -68,11 +71,12 @@ impl LlamaEngine {
             .spawn(move || serve(backend, &settings, plan, receiver, progress, &ready))
             .map_err(|error| TextError::Unavailable(error.to_string()))?;
         match loaded.recv() {
-            Ok(Ok(())) => Ok(Self {
+            Ok(Ok(words)) => Ok(Self {
                 jobs: Some(sender),
                 thread: Some(thread),
                 facts,
                 plan,
+                guides: Guides::new(words),
             }),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(TextError::Model("llama.cpp failed while it loaded the model".into())),
@@ -149,11 +153,18 @@ impl TextEngine for LlamaEngine {
         let gone = || TextError::Unavailable("the thread that ran the model has ended".into());
         let request = request.clamped();
         let total = request.max_length;
+        // Here and not on the engine's thread: a large schema takes its time, and others write on meanwhile.
+        let guide = request
+            .constraint
+            .as_ref()
+            .map(|form| self.guides.guide(form))
+            .transpose()?;
         let (reply, answers) = mpsc::channel();
         let shared = Arc::new(Shared::default());
         let job = Job {
             seed: request.seed.unwrap_or_else(rand::random),
             request,
+            guide,
             reply,
             shared: Arc::clone(&shared),
             submitted: Instant::now(),
@@ -226,7 +237,7 @@ fn serve(
     plan: Plan,
     jobs: Receiver<Job>,
     progress: impl FnMut(f32) -> bool + Send + 'static,
-    ready: &mpsc::Sender<Result<(), TextError>>,
+    ready: &mpsc::Sender<Result<Words, TextError>>,
 ) {
     let loaded = model_params(settings, progress).and_then(|params| {
         LlamaModel::load_from_file(backend, &settings.model, &params)
@@ -266,7 +277,7 @@ fn serve(
         (wanted, Ok(_)) => limits.prefill_tokens = (wanted as usize).clamp(16, limits.batch_tokens),
     }
     tracing::debug!(?limits, "text model ready");
-    if ready.send(Ok(())).is_ok() {
+    if ready.send(Ok(vocabulary.words())).is_ok() {
         Batcher::new(context, vocabulary, jobs, plan.slots, limits).run();
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use llama_cpp_2::token::LlamaToken;
 
+use super::guide::Guide;
 use crate::engine::TextError;
 use crate::request::{Finish, TextAnswer, TextRequest, Timings};
 use crate::sampler::Chain;
@@ -15,6 +16,8 @@ use crate::writer::Writer;
 /// A request on its way to the engine's thread.
 pub(super) struct Job {
     pub(super) request: TextRequest,
+    /// What the answer must keep to.
+    pub(super) guide: Option<Guide>,
     pub(super) seed: u64,
     pub(super) reply: Sender<Result<TextAnswer, TextError>>,
     pub(super) shared: Arc<Shared>,

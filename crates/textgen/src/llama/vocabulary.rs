@@ -7,6 +7,7 @@ use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::token::LlamaToken;
 use llama_cpp_2::vocab::LlamaVocab;
 
+use super::guide::Words;
 use crate::engine::TextError;
 use crate::format;
 use crate::request::TextRequest;
@@ -48,6 +49,18 @@ impl<'m> Vocabulary<'m> {
 
     pub(super) fn is_end(&self, token: u32) -> bool {
         self.ends.binary_search(&token).is_ok()
+    }
+
+    /// Every token's bytes and those that end a text.
+    pub(super) fn words(&self) -> Words {
+        Words {
+            pieces: self
+                .vocab
+                .tokens()
+                .map(|token| self.vocab.token_to_piece(token, false, None))
+                .collect(),
+            ends: self.ends.to_vec(),
+        }
     }
 
     /// Appends the bytes of `token` to `bytes`; control tokens have none.

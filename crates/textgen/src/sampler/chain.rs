@@ -66,8 +66,14 @@ impl Chain {
 
     /// Chooses the next token from one logit per token of the vocabulary, and remembers it.
     pub fn choose(&mut self, logits: &[f32]) -> Result<u32, NoCandidate> {
+        self.choose_among(logits, |_| true)
+    }
+
+    /// The same among the tokens that are allowed.
+    pub fn choose_among(&mut self, logits: &[f32], is_allowed: impl Fn(u32) -> bool) -> Result<u32, NoCandidate> {
         let mut candidates = std::mem::take(&mut self.candidates);
         candidates.fill(logits);
+        candidates.items.retain(|item| is_allowed(item.token));
         self.bias(&mut candidates);
         let chosen = self.narrow_and_draw(&mut candidates);
         self.candidates = candidates;

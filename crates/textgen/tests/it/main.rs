@@ -3,6 +3,7 @@
 
 mod bridge;
 mod gguf;
+mod grammar;
 mod llama_server;
 mod models;
 #[cfg(feature = "llama")]
