@@ -10,6 +10,7 @@ use horde_client::text::{Payload, PopRequest, Submission, Text};
 use worker_app::Common;
 use worker_runtime::backend::{Backend, EngineReport, Fault, Finished, NothingToOffer};
 
+use crate::chat;
 use crate::config::Config;
 use crate::engine::{Facts, Work, Written};
 use crate::health::Health;
@@ -82,6 +83,20 @@ impl ScribeBackend {
     }
 }
 
+/// A pop's keys for chat jobs.
+fn declared(model: &str, limits: Limits) -> PopRequest {
+    PopRequest {
+        chat_jobs: Some(true),
+        prompt_jobs: Some(true),
+        model_id: Some(model.to_owned()),
+        chat_features: chat::FEATURES.map(str::to_owned).to_vec(),
+        chat_limits: Some(serde_json::json!({
+            "max_context_length": limits.max_context_length, "max_length": limits.max_length,
+        })),
+        ..PopRequest::default()
+    }
+}
+
 fn facts(engine: &EngineReport) -> Option<Facts> {
     serde_json::from_value(engine.facts.clone()).ok()
 }
@@ -96,16 +111,23 @@ impl Backend for ScribeBackend {
     fn offer(&self, engines: &[EngineReport], _free: usize) -> Result<PopRequest, NothingToOffer> {
         let limits = self.limits(engines)?;
         let threads: usize = engines.iter().map(|engine| engine.capacity.max(1)).sum();
+        let model = self.model_name(engines.len())?;
+        let chats = self.config.chat && engines.iter().filter_map(facts).all(|facts| facts.chat);
+        let chat = if chats {
+            declared(&model, limits)
+        } else {
+            PopRequest::default()
+        };
         Ok(PopRequest {
             name: self.common.worker_name.to_string(),
-            models: vec![self.model_name(engines.len())?],
+            models: vec![model],
             bridge_agent: Some(self.common.bridge_agent.to_string()),
             priority_usernames: self.common.priority_usernames.clone(),
             nsfw: Some(self.common.nsfw),
             threads: u32::try_from(threads).ok(),
             max_length: Some(limits.max_length),
             max_context_length: Some(limits.max_context_length),
-            ..PopRequest::default()
+            ..chat
         })
     }
 
@@ -120,7 +142,15 @@ impl Backend for ScribeBackend {
                 if let Served::Bridge(health) = &self.model {
                     health.popped();
                 }
-                Ok(Work { request })
+                Ok(Work { request, chat: None })
+            }
+            Ok(Payload::Chat(payload)) if self.config.chat => {
+                let model = job.model.as_deref().unwrap_or_default();
+                let (request, chat) = chat::read(&payload, model).map_err(Fault::of_job)?;
+                Ok(Work {
+                    request,
+                    chat: Some(chat),
+                })
             }
             Ok(Payload::Chat(_)) => Err(Fault::of_job("chat jobs are not offered here")),
             Err(why) => Err(Fault::of_job(why)),
@@ -138,7 +168,10 @@ impl Backend for ScribeBackend {
             .max_context_length
             .min(facts.context_tokens)
             .saturating_sub(request.max_length);
-        let prompt = (request.prompt.chars().count() as f64 / CHARS_PER_TOKEN).min(f64::from(room));
+        let said = work.chat.iter().flat_map(|chat| &chat.messages);
+        let said = said.filter_map(|message| message["content"].as_str().map(|text| text.chars().count()));
+        let chars = request.prompt.chars().count() + said.sum::<usize>();
+        let prompt = (chars as f64 / CHARS_PER_TOKEN).min(f64::from(room));
         // Many answers end before their longest.
         let answer = 0.7 * f64::from(request.max_length);
         Duration::try_from_secs_f64(prompt / facts.read_per_second + answer / facts.write_per_second).ok()
@@ -156,11 +189,14 @@ impl Backend for ScribeBackend {
         Ok(Finished {
             upload: None,
             units: f64::from(output.answer.tokens),
-            submission: Submission::Prompt {
-                generation: output.answer.text,
-                state: State::Ok,
-                seed: i64::try_from(output.answer.seed).ok(),
-                gen_metadata: Vec::new(),
+            submission: match output.reply {
+                Some(reply) => Submission::Chat(reply),
+                None => Submission::Prompt {
+                    generation: output.answer.text,
+                    state: State::Ok,
+                    seed: i64::try_from(output.answer.seed).ok(),
+                    gen_metadata: Vec::new(),
+                },
             },
         })
     }
@@ -189,6 +225,7 @@ mod tests {
 
     fn written(chars: usize, milliseconds: u64) -> Written {
         Written {
+            reply: None,
             max_length: 80,
             answer: TextAnswer {
                 text: "x".repeat(chars),

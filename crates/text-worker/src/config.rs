@@ -22,6 +22,8 @@ pub struct Config {
     pub max_context_length: u32,
     /// Hand very fast answers in late enough that the Horde does not take them for faked.
     pub hold_back: bool,
+    /// Take chat jobs too, where the model's file brings a template for conversations.
+    pub chat: bool,
     /// llama.cpp's settings.
     pub llama: LlamaSettings,
     /// The other program, for `kobold` and `openai`.
@@ -53,6 +55,7 @@ impl Default for Config {
             max_length: 0,
             max_context_length: 0,
             hold_back: true,
+            chat: false,
             llama: LlamaSettings::default(),
             bridge: BridgeSettings::default(),
         }

@@ -4,15 +4,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use textgen::chat::ChatTemplate;
 use textgen::sampler::Sampling;
 use textgen::{NoWatch, TextAnswer, TextEngine, TextError, TextRequest, Watch};
 use worker_runtime::backend::{Engine, EngineReport, Fault, JobContext};
+
+use crate::chat::Chat;
 
 /// What the engine needs for one job.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Work {
     /// The request, within bounds.
     pub request: TextRequest,
+    /// The conversation that the prompt is written from, for a chat job.
+    #[serde(default)]
+    pub chat: Option<Chat>,
 }
 
 /// What the engine made for one job.
@@ -22,6 +28,9 @@ pub struct Written {
     pub answer: TextAnswer,
     /// Tokens that were asked for.
     pub max_length: u32,
+    /// The reply of a chat job, without its id.
+    #[serde(default)]
+    pub reply: Option<serde_json::Value>,
 }
 
 /// What a loaded engine tells the supervisor.
@@ -35,6 +44,9 @@ pub struct Facts {
     pub max_length: Option<u32>,
     /// Jobs at once.
     pub slots: usize,
+    /// Whether it takes conversations.
+    #[serde(default)]
+    pub chat: bool,
     /// Tokens written per second and slot, with every slot busy.
     pub write_per_second: f64,
     /// Prompt tokens read per second, with every slot busy.
@@ -44,6 +56,7 @@ pub struct Facts {
 /// One device's text engine.
 pub struct ScribeEngine {
     engine: Arc<dyn TextEngine>,
+    template: Option<ChatTemplate>,
     facts: Mutex<Facts>,
 }
 
@@ -66,7 +79,9 @@ impl ScribeEngine {
             read_per_second = speed.read_per_second,
             "measured the text engine with every slot busy"
         );
+        let template = told.chat.filter(ChatTemplate::works);
         let facts = Mutex::new(Facts {
+            chat: template.is_some(),
             model: told.model,
             context_tokens: told.context_tokens,
             max_length: told.max_length,
@@ -74,7 +89,11 @@ impl ScribeEngine {
             write_per_second: speed.write_per_second,
             read_per_second: speed.read_per_second,
         });
-        Ok(Self { engine, facts })
+        Ok(Self {
+            engine,
+            template,
+            facts,
+        })
     }
 
     /// Lets a real job's speed move the measured one, slowly upwards and faster downwards.
@@ -156,10 +175,24 @@ impl Engine for ScribeEngine {
     }
 
     fn run(&self, work: Work, job: &dyn JobContext) -> Result<Vec<Result<Written, Fault>>, Fault> {
-        let max_length = work.request.max_length;
-        let answer = self.engine.generate(work.request, &JobWatch(job)).map_err(fault)?;
+        let Work { mut request, chat } = work;
+        let max_length = request.max_length;
+        if let Some(chat) = &chat {
+            let template = self.template.as_ref();
+            let template = template.ok_or_else(|| Fault::of_job("this model takes no conversations"))?;
+            request.prompt = chat.prompt(template).map_err(fault)?;
+        }
+        let answer = self.engine.generate(request, &JobWatch(job)).map_err(fault)?;
         self.learn(&answer);
-        Ok(vec![Ok(Written { answer, max_length })])
+        let reply = chat
+            .map(|chat| chat.reply(&answer))
+            .transpose()
+            .map_err(Fault::of_job)?;
+        Ok(vec![Ok(Written {
+            answer,
+            max_length,
+            reply,
+        })])
     }
 }
 

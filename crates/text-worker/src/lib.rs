@@ -4,6 +4,7 @@
 //! in the engine child.
 
 mod backend;
+mod chat;
 mod config;
 mod engine;
 mod health;
@@ -16,6 +17,7 @@ mod payload;
 mod program;
 
 pub use backend::{ScribeBackend, Served};
+pub use chat::Chat;
 pub use config::{Config, EngineKind};
 pub use engine::{Facts, ScribeEngine, Work, Written};
 pub use health::Health;

@@ -59,6 +59,7 @@ mod tests {
             context_tokens,
             max_length: None,
             slots,
+            chat: false,
             write_per_second,
             read_per_second,
         }

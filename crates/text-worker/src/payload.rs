@@ -122,6 +122,7 @@ pub fn request(params: Params) -> Asked {
             remove_special: flag(params.frmtrmspch),
             add_leading_space: flag(params.frmtadsnsp),
         },
+        refuse_overflow: false,
         constraint: constraint.map(|text| Constraint::Gbnf(text.to_owned())),
     };
     Asked {

@@ -1,5 +1,6 @@
 //! The seam between whoever brings requests and whatever makes text.
 
+use crate::chat::ChatTemplate;
 use crate::request::{TextAnswer, TextRequest};
 
 /// Something that continues text. One engine serves up to [`EngineFacts::slots`] requests at once.
@@ -25,6 +26,8 @@ pub struct EngineFacts {
     pub max_length: Option<u32>,
     /// Requests it runs at once, at least 1.
     pub slots: usize,
+    /// How its model takes conversations, where that is known.
+    pub chat: Option<ChatTemplate>,
 }
 
 /// How a caller follows a running request and ends it early.

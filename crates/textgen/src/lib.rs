@@ -6,6 +6,7 @@
 //! llama.cpp does.
 
 pub mod bridge;
+pub mod chat;
 mod engine;
 pub mod format;
 pub mod gbnf;

@@ -33,6 +33,9 @@ pub struct TextRequest {
     /// Changes to the finished text.
     #[serde(default)]
     pub formatting: Formatting,
+    /// Fail where the prompt is too long, instead of cutting it. Default false.
+    #[serde(default)]
+    pub refuse_overflow: bool,
     /// What the answer must look like, whatever the model would rather say.
     #[serde(default)]
     pub constraint: Option<Constraint>,
@@ -65,6 +68,7 @@ impl TextRequest {
             ban_eos: false,
             seed: None,
             formatting: Formatting::default(),
+            refuse_overflow: false,
             constraint: None,
         }
     }

@@ -97,6 +97,10 @@ fn backend() -> text_worker::ScribeBackend {
 }
 
 fn backend_of(served: text_worker::Served) -> text_worker::ScribeBackend {
+    configured(served, Config::default())
+}
+
+fn configured(served: text_worker::Served, config: Config) -> text_worker::ScribeBackend {
     let common = worker_app::Common {
         horde_url: url::Url::parse("http://127.0.0.1:9/api/").expect("a URL"),
         worker_name: "a test of scribe".parse().expect("a name"),
@@ -116,7 +120,7 @@ fn backend_of(served: text_worker::Served) -> text_worker::ScribeBackend {
         state_dir: std::path::PathBuf::new(),
         models_dir: models_dir(),
     };
-    text_worker::ScribeBackend::new(common, Config::default(), served)
+    text_worker::ScribeBackend::new(common, config, served)
 }
 
 #[test]
@@ -129,6 +133,119 @@ fn nothing_is_offered_without_an_engine_and_a_chat_job_is_handed_back() {
     let mut unread = job(serde_json::json!({}));
     unread.payload = Err("payload: Data error".into());
     assert!(backend.validate(&mut unread).is_err());
+}
+
+/// A chat job through both halves of the worker: the reply without its id, or the fault.
+#[cfg(feature = "llama")]
+async fn chatted(
+    backend: &text_worker::ScribeBackend,
+    engine: &text_worker::ScribeEngine,
+    payload: serde_json::Value,
+) -> Result<serde_json::Value, worker_runtime::backend::Fault> {
+    let mut popped = job(serde_json::json!({}));
+    popped.model = Some("koboldcpp/SmolLM2-135M-Instruct".into());
+    popped.payload = Ok(Payload::Chat(payload));
+    let valid = backend.validate(&mut popped)?;
+    let work = backend.prepare(valid).await?;
+    let output = engine.run(work, &Notes::default())?.pop().expect("one generation")?;
+    match backend.check(output).await?.submission {
+        Submission::Chat(reply) => Ok(reply),
+        Submission::Prompt { .. } => panic!("a chat job is answered as one"),
+    }
+}
+
+#[cfg(feature = "llama")]
+#[tokio::test]
+async fn chat_jobs_are_answered_by_a_real_model_with_calls_and_schemas_kept_to() {
+    use serde_json::{Value, json};
+
+    let config = Config {
+        chat: true,
+        ..Config::default()
+    };
+    let order = json!({ "model": config.model_path(&models_dir()), "llama": { "slots": 1, "threads": 1 } });
+    let engine = text_worker::Scribe::engine(order, "cpu").unwrap_or_else(|stop| panic!("{stop}"));
+    let report = engine.report();
+    let name = "koboldcpp/SmolLM2-135M-Instruct";
+    let backend = configured(text_worker::Served::File(name.into()), config);
+    let offer = backend.offer(std::slice::from_ref(&report), 1).expect("served");
+    assert_eq!((offer.chat_jobs, offer.model_id.as_deref()), (Some(true), Some(name)));
+    assert!(
+        offer
+            .chat_features
+            .iter()
+            .any(|feature| feature == "tool_choice_enforced")
+    );
+    let silent = backend_of(text_worker::Served::File(name.into()));
+    let plain = silent.offer(&[report], 1).expect("served");
+    assert_eq!(
+        (plain.chat_jobs, plain.chat_features.len()),
+        (None, 0),
+        "only where the owner said so"
+    );
+
+    let ask = |question: &str, more: Value| {
+        let mut payload = json!({
+            "messages": [
+                { "role": "system", "content": "You are a helpful assistant." },
+                { "role": "user", "content": [{ "type": "text", "text": question }] }
+            ],
+            "max_length": 96, "max_context_length": 1024, "temperature": 0.0, "top_p": 1.0, "rep_pen": 1.0, "seed": 7,
+        });
+        payload
+            .as_object_mut()
+            .expect("an object")
+            .extend(more.as_object().cloned().unwrap_or_default());
+        payload
+    };
+    let said = chatted(&backend, &engine, ask("What is the capital of France?", json!({})))
+        .await
+        .expect("a reply");
+    assert!(
+        said["message"]["content"]
+            .as_str()
+            .is_some_and(|text| text.contains("Paris")),
+        "{said}"
+    );
+    assert_eq!(
+        (&said["finish_reason"], &said["model_id"]),
+        (&json!("stop"), &json!(name))
+    );
+
+    let weather = json!({ "type": "function", "function": { "name": "weather", "parameters": {
+        "type": "object", "properties": { "city": { "type": "string", "maxLength": 20 } }, "required": ["city"],
+        "additionalProperties": false,
+    } } });
+    let tools = json!({ "tools": [weather], "tool_choice": "required", "parallel_tool_calls": false });
+    let called = chatted(&backend, &engine, ask("What is the weather in Rome?", tools))
+        .await
+        .expect("a reply");
+    let call = &called["message"]["tool_calls"][0]["function"];
+    let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap_or_default()).expect("JSON");
+    assert!(call["name"] == "weather" && arguments["city"].is_string(), "{called}");
+    assert_eq!(called["finish_reason"], "tool_calls");
+
+    let schema = json!({ "type": "object", "properties": { "n": { "type": "integer" } }, "required": ["n"], "additionalProperties": false });
+    let format =
+        json!({ "response_format": { "type": "json_schema", "json_schema": { "name": "x", "schema": schema } } });
+    let made = chatted(&backend, &engine, ask("How many legs has a cat?", format))
+        .await
+        .expect("a reply");
+    let value: Value = serde_json::from_str(made["message"]["content"].as_str().unwrap_or_default()).expect("JSON");
+    assert!(
+        value["n"].is_i64() && value.as_object().is_some_and(|keys| keys.len() == 1),
+        "{made}"
+    );
+
+    let long = chatted(&backend, &engine, ask(&"word ".repeat(5_000), json!({}))).await;
+    assert!(long.is_err_and(|fault| !fault.ours && fault.reason.contains("longer than")));
+    let teapot =
+        json!({ "response_format": { "type": "json_schema", "json_schema": { "schema": { "type": "teapot" } } } });
+    assert!(
+        chatted(&backend, &engine, ask("Hi", teapot))
+            .await
+            .is_err_and(|fault| !fault.ours)
+    );
 }
 
 #[cfg(feature = "llama")]
@@ -230,6 +347,7 @@ fn offered(idle: f64, yields: u64) -> Result<Vec<String>, String> {
         context_tokens: 2_048,
         max_length: None,
         slots: 1,
+        chat: false,
         write_per_second: 20.0,
         read_per_second: 500.0,
     };

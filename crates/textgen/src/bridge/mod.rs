@@ -316,6 +316,7 @@ impl TextEngine for BridgeEngine {
             TextError::Unavailable(format!("{} does not say what model it serves", self.settings.url))
         })?;
         let facts = EngineFacts {
+            chat: None,
             model: about.model,
             context_tokens: match (self.settings.context_tokens, about.context_tokens) {
                 (0, told) => told.unwrap_or(2_048),

@@ -151,6 +151,11 @@ impl Header {
         self.text("general.name")
     }
 
+    /// `tokenizer.chat_template`, where the file has one.
+    pub fn chat_template(&self) -> Option<&str> {
+        self.text("tokenizer.chat_template")
+    }
+
     /// A text value.
     pub fn text(&self, key: &str) -> Option<&str> {
         match self.values.get(key)? {

@@ -21,6 +21,10 @@ pub(super) struct Words {
     pub(super) pieces: Vec<Vec<u8>>,
     /// Tokens that end a text.
     pub(super) ends: Vec<u32>,
+    /// The token that begins a text, written out.
+    pub(super) begin_text: String,
+    /// The token that ends one, written out.
+    pub(super) end_text: String,
 }
 
 /// Makes guides; its tables are built when the first one is wanted.

@@ -24,6 +24,7 @@ use self::batcher::{BatchLimits, Batcher};
 use self::guide::{Guides, Words};
 use self::sequence::{Job, Shared};
 use self::vocabulary::Vocabulary;
+use crate::chat::ChatTemplate;
 use crate::engine::{EngineFacts, TextEngine, TextError, Watch};
 use crate::gguf::{self, Header};
 use crate::request::{TextAnswer, TextRequest};
@@ -58,7 +59,9 @@ impl LlamaEngine {
         let plan = plan_for(&settings, &header);
         tracing::info!(%plan, model = %settings.model.display(), "loading a text model");
         let model_name = header.name().map(str::to_owned).unwrap_or_else(|| file_stem(&settings));
-        let facts = EngineFacts {
+        let source = header.chat_template().map(str::to_owned);
+        let mut facts = EngineFacts {
+            chat: None,
             model: model_name,
             context_tokens: plan.context_tokens,
             max_length: None,
@@ -71,13 +74,20 @@ impl LlamaEngine {
             .spawn(move || serve(backend, &settings, plan, receiver, progress, &ready))
             .map_err(|error| TextError::Unavailable(error.to_string()))?;
         match loaded.recv() {
-            Ok(Ok(words)) => Ok(Self {
-                jobs: Some(sender),
-                thread: Some(thread),
-                facts,
-                plan,
-                guides: Guides::new(words),
-            }),
+            Ok(Ok(words)) => {
+                facts.chat = source.map(|source| ChatTemplate {
+                    source,
+                    begin: words.begin_text.clone(),
+                    end: words.end_text.clone(),
+                });
+                Ok(Self {
+                    jobs: Some(sender),
+                    thread: Some(thread),
+                    facts,
+                    plan,
+                    guides: Guides::new(words),
+                })
+            }
             Ok(Err(error)) => Err(error),
             Err(_) => Err(TextError::Model("llama.cpp failed while it loaded the model".into())),
         }

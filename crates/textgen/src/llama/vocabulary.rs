@@ -60,7 +60,16 @@ impl<'m> Vocabulary<'m> {
                 .map(|token| self.vocab.token_to_piece(token, false, None))
                 .collect(),
             ends: self.ends.to_vec(),
+            begin_text: self.written_out(self.vocab.bos()),
+            end_text: self.written_out(self.vocab.eos()),
         }
+    }
+
+    fn written_out(&self, token: LlamaToken) -> String {
+        if token.0 < 0 {
+            return String::new();
+        }
+        String::from_utf8_lossy(&self.vocab.token_to_piece(token, true, None)).into_owned()
     }
 
     /// Appends the bytes of `token` to `bytes`; control tokens have none.
@@ -98,6 +107,9 @@ impl<'m> Vocabulary<'m> {
             }
             bytes = bytes.saturating_mul(2);
         };
+        if request.refuse_overflow && tokens.len() > room {
+            return Err(TextError::Unfit(format!("the prompt is longer than {room} tokens")));
+        }
         tokens.drain(..tokens.len().saturating_sub(room));
         if let Some(begin) = begin
             && tokens.first() != Some(&begin)

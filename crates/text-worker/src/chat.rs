@@ -1,0 +1,412 @@
+//! Chat jobs: messages become a request, an answer becomes the reply in the SDK's shape (horde-sdk 0.33).
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use textgen::chat::ChatTemplate;
+use textgen::sampler::Sampling;
+use textgen::{Constraint, Finish, TextAnswer, TextError, TextRequest};
+
+/// What this worker does with chat jobs; nothing that is not kept to.
+pub const FEATURES: [&str; 9] = [
+    "json_object",
+    "json_schema",
+    "presence_penalty",
+    "prompt_overflow_refused",
+    "seed",
+    "single_tool_call_enforced",
+    "structured_output_enforced",
+    "tool_choice_enforced",
+    "tools",
+];
+
+/// Bounds of the wire; a job beyond them is not from the Horde.
+const MAX_MESSAGES: usize = 4_096;
+const MAX_TEXT_BYTES: usize = 1 << 20;
+const MAX_TOOLS: usize = 128;
+const MAX_TOOLS_BYTES: usize = 256 << 10;
+const MAX_STOPS: usize = 4;
+
+/// A conversation with what its answer must be.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Chat {
+    /// The Horde's name of the model.
+    pub model_id: String,
+    /// `role` and `content`, the latter always text; tool calls and their results as they came.
+    pub messages: Vec<Value>,
+    /// Functions in OpenAI's shape.
+    pub tools: Vec<Value>,
+    /// Whether the answer must be a call.
+    pub must_call: bool,
+}
+
+/// The request and the conversation of a chat job's payload. The prompt is written later, where the model is.
+///
+/// # Errors
+/// Says in words what is missing or out of bounds; holds nothing of the conversation.
+pub fn read(payload: &Value, model_id: &str) -> Result<(TextRequest, Chat), String> {
+    let list = |key: &str| payload[key].as_array().map(Vec::as_slice).unwrap_or_default();
+    let messages = list("messages").iter().map(message).collect::<Result<Vec<_>, _>>()?;
+    if messages.is_empty() || messages.len() > MAX_MESSAGES {
+        return Err(format!("a chat of {} messages", messages.len()));
+    }
+    let n_bytes: usize = messages.iter().map(|message| message.to_string().len()).sum();
+    if n_bytes > 2 * MAX_TEXT_BYTES {
+        return Err(format!("messages of {n_bytes} bytes"));
+    }
+    let no_tools = payload["tool_choice"] == "none";
+    let tools: Vec<Value> = if no_tools { Vec::new() } else { list("tools").to_vec() };
+    let tools_bytes: usize = tools.iter().map(|tool| tool.to_string().len()).sum();
+    if tools.len() > MAX_TOOLS || tools_bytes > MAX_TOOLS_BYTES {
+        return Err(format!("{} tools of {tools_bytes} bytes", tools.len()));
+    }
+    if tools.iter().any(|tool| name_of(tool).is_none()) {
+        return Err("a tool without a function's name".into());
+    }
+    let choice = &payload["tool_choice"];
+    let forced = choice.pointer("/function/name").and_then(Value::as_str);
+    let must_call = !tools.is_empty() && (choice == "required" || forced.is_some());
+    let constraint = if must_call {
+        Some(Constraint::JsonSchema(calls(&tools, forced)))
+    } else {
+        structure(&payload["response_format"])?
+    };
+    let real = |key: &str, default: f32| payload[key].as_f64().map_or(default, |value| value as f32);
+    let whole = |key: &str| {
+        payload[key]
+            .as_u64()
+            .map(|value| u32::try_from(value).unwrap_or(u32::MAX))
+    };
+    let default = Sampling::default();
+    let request = TextRequest {
+        sampling: Sampling {
+            temperature: real("temperature", default.temperature),
+            top_p: real("top_p", 1.0),
+            min_p: real("min_p", 0.0),
+            top_k: whole("top_k").unwrap_or(0),
+            rep_pen: real("rep_pen", 1.0),
+            presence_penalty: real("presence_penalty", 0.0),
+            ..Sampling::neutral()
+        },
+        stop: list("stop_sequence")
+            .iter()
+            .take(MAX_STOPS)
+            .filter_map(|stop| stop.as_str().map(str::to_owned))
+            .collect(),
+        include_stop: false,
+        seed: payload["seed"]
+            .as_u64()
+            .or(payload["seed"].as_i64().map(i64::unsigned_abs)),
+        refuse_overflow: true,
+        constraint,
+        ..TextRequest::new(
+            String::new(),
+            whole("max_length").unwrap_or(512),
+            whole("max_context_length").unwrap_or(2_048),
+        )
+    };
+    let chat = Chat {
+        model_id: model_id.to_owned(),
+        messages,
+        tools,
+        must_call,
+    };
+    Ok((request.clamped(), chat))
+}
+
+/// One message with its content as text; the parts of a list are put together.
+fn message(message: &Value) -> Result<Value, String> {
+    let role = message["role"].as_str().unwrap_or_default();
+    if !["system", "developer", "user", "assistant", "tool"].contains(&role) {
+        return Err("a message of an unknown role".into());
+    }
+    let content = match &message["content"] {
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => {
+            if parts.iter().any(|part| part["type"] != "text") {
+                return Err("a message with a picture or a sound".into());
+            }
+            let texts = parts.iter().filter_map(|part| part["text"].as_str());
+            texts.collect::<Vec<_>>().join("\n")
+        }
+        Value::Null => String::new(),
+        _ => return Err("a message without text".into()),
+    };
+    let mut out = message.as_object().cloned().unwrap_or_default();
+    // Templates know no developers.
+    let role = if role == "developer" { "system" } else { role };
+    out.insert("role".into(), json!(role));
+    out.insert("content".into(), json!(content));
+    Ok(Value::Object(out))
+}
+
+fn name_of(tool: &Value) -> Option<&str> {
+    tool.pointer("/function/name")?.as_str().filter(|name| !name.is_empty())
+}
+
+/// The schema of a call to one of the functions.
+fn calls(tools: &[Value], forced: Option<&str>) -> Value {
+    let wanted = tools
+        .iter()
+        .filter(|tool| forced.is_none_or(|name| name_of(tool) == Some(name)));
+    let each = wanted.map(|tool| {
+        let parameters = tool.pointer("/function/parameters").filter(|schema| schema.is_object());
+        json!({
+            "type": "object",
+            "properties": {
+                "name": { "const": name_of(tool) },
+                "arguments": parameters.cloned().unwrap_or_else(|| json!({ "type": "object" })),
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": false,
+        })
+    });
+    json!({ "anyOf": each.collect::<Vec<_>>() })
+}
+
+fn structure(format: &Value) -> Result<Option<Constraint>, String> {
+    Ok(match format["type"].as_str() {
+        None | Some("text") => None,
+        Some("json_object") => Some(Constraint::JsonSchema(json!({ "type": "object" }))),
+        Some("json_schema") => {
+            let schema = format
+                .pointer("/json_schema/schema")
+                .filter(|schema| schema.is_object());
+            Some(Constraint::JsonSchema(
+                schema.cloned().ok_or("a response format without a schema")?,
+            ))
+        }
+        Some(_) => return Err("an unknown response format".into()),
+    })
+}
+
+impl Chat {
+    /// The prompt, by the model's own template. One that knows no functions is told of them in words.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn prompt(&self, template: &ChatTemplate) -> Result<String, TextError> {
+        if self.tools.is_empty() || template.knows_tools() {
+            return template.render(&self.messages, &self.tools);
+        }
+        let functions: Vec<&Value> = self.tools.iter().filter_map(|tool| tool.get("function")).collect();
+        let told = format!(
+            "You can call these functions:\n{}\nTo call one, answer only with JSON such as {}.",
+            json!(functions),
+            json!({ "name": "NAME", "arguments": {} })
+        );
+        let mut messages = self.messages.clone();
+        match messages.first_mut() {
+            Some(first) if first["role"] == "system" => {
+                let said = first["content"].as_str().unwrap_or_default();
+                first["content"] = json!(format!("{said}\n\n{told}"));
+            }
+            _ => messages.insert(0, json!({ "role": "system", "content": told })),
+        }
+        template.render(&messages, &[])
+    }
+
+    /// The reply without its `id`.
+    ///
+    /// # Errors
+    /// A call was due and none came, because the answer was too short for it.
+    pub fn reply(&self, answer: &TextAnswer) -> Result<Value, String> {
+        let (thought, said) = apart(&answer.text);
+        let call = self.call(said, answer.seed);
+        if self.must_call && call.is_none() {
+            return Err("the answer had no room for the call that was asked for".into());
+        }
+        let mut message = Map::from_iter([("role".to_owned(), json!("assistant"))]);
+        let finish = match (&call, answer.finish) {
+            (Some(_), _) => "tool_calls",
+            (None, Finish::Length) => "length",
+            (None, Finish::Stop | Finish::Eos) => "stop",
+        };
+        match call {
+            Some(call) => {
+                message.insert("content".into(), Value::Null);
+                message.insert("tool_calls".into(), json!([call]));
+            }
+            None => {
+                message.insert("content".into(), json!(said));
+            }
+        }
+        if let Some(thought) = thought.filter(|thought| !thought.is_empty()) {
+            message.insert("reasoning_content".into(), json!(thought));
+        }
+        Ok(json!({
+            "model_id": self.model_id, "message": message, "finish_reason": finish,
+            "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.tokens,
+        }))
+    }
+
+    /// A call of one of the functions that the text is, bare or in the marks that models put around it.
+    fn call(&self, text: &str, seed: u64) -> Option<Value> {
+        let text = text.trim();
+        let inner = [("<tool_call>", "</tool_call>"), ("```json", "```"), ("```", "```")]
+            .into_iter()
+            .find_map(|(open, close)| Some(text.strip_prefix(open)?.trim_end().trim_end_matches(close)));
+        let value: Value = serde_json::from_str(inner.unwrap_or(text).trim()).ok()?;
+        let name = value["name"].as_str()?;
+        let arguments = value
+            .get("arguments")
+            .or(value.get("parameters"))
+            .filter(|value| value.is_object())?;
+        let is_known = self.tools.iter().any(|tool| name_of(tool) == Some(name));
+        is_known.then(|| {
+            json!({
+                "id": format!("call_{:08x}", seed & 0xffff_ffff), "type": "function",
+                "function": { "name": name, "arguments": arguments.to_string() },
+            })
+        })
+    }
+}
+
+/// What a model thought, between `<think>` and `</think>`, and what it said.
+fn apart(text: &str) -> (Option<&str>, &str) {
+    let Some(rest) = text.trim_start().strip_prefix("<think>") else {
+        return (None, text.trim());
+    };
+    match rest.split_once("</think>") {
+        Some((thought, said)) => (Some(thought.trim()), said.trim()),
+        // It thought to the end.
+        None => (Some(rest.trim()), ""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use textgen::Timings;
+
+    fn answer(text: &str, finish: Finish) -> TextAnswer {
+        TextAnswer {
+            text: text.into(),
+            tokens: 3,
+            finish,
+            prompt_tokens: 31,
+            seed: 7,
+            timings: Timings::default(),
+        }
+    }
+
+    /// The documented example of a job.
+    fn payload() -> Value {
+        json!({
+            "messages": [
+                { "role": "system", "content": "Be brief." },
+                { "role": "user", "content": "What is the weather in Rome?" }
+            ],
+            "tools": [{ "type": "function", "function": {
+                "name": "weather",
+                "parameters": { "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] }
+            } }],
+            "tool_choice": "required", "parallel_tool_calls": false, "max_length": 256, "max_context_length": 8192,
+            "temperature": 0.7, "top_p": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "rep_pen": 1.0,
+            "top_k": 0, "min_p": 0.0, "stop_sequence": ["</s>"], "seed": 7, "reasoning_effort": "none"
+        })
+    }
+
+    #[test]
+    fn a_job_is_read_whole() {
+        let (request, chat) = read(&payload(), "koboldcpp/Lite").unwrap();
+        assert_eq!(
+            (request.max_length, request.max_context_length, request.seed),
+            (256, 8192, Some(7))
+        );
+        assert_eq!((request.sampling.temperature, request.sampling.rep_pen), (0.7, 1.0));
+        assert!(request.refuse_overflow && !request.include_stop && chat.must_call);
+        let Some(Constraint::JsonSchema(schema)) = &request.constraint else {
+            panic!("a call is a schema");
+        };
+        assert_eq!(schema["anyOf"][0]["properties"]["name"]["const"], "weather");
+        let mut free = payload();
+        free["tool_choice"] = json!("none");
+        let (request, chat) = read(&free, "m").unwrap();
+        assert!(request.constraint.is_none() && chat.tools.is_empty() && !chat.must_call);
+    }
+
+    #[test]
+    fn what_no_horde_sends_is_refused_in_words() {
+        let check = |change: &dyn Fn(&mut Value), words: &str| {
+            let mut payload = payload();
+            change(&mut payload);
+            let why = read(&payload, "m").unwrap_err();
+            assert!(why.contains(words) && !why.contains("Rome"), "{why}");
+        };
+        check(&|p| p["messages"] = json!([]), "0 messages");
+        check(&|p| p["messages"] = json!("hello"), "0 messages");
+        check(&|p| p["messages"][0]["role"] = json!("king"), "unknown role");
+        check(&|p| p["messages"][0]["content"] = json!(7), "without text");
+        check(
+            &|p| p["messages"][1]["content"] = json!([{ "type": "image_url" }]),
+            "picture",
+        );
+        check(&|p| p["messages"][0]["content"] = json!("x".repeat(3 << 20)), "bytes");
+        check(&|p| p["tools"] = json!(vec![p["tools"][0].clone(); 200]), "200 tools");
+        check(&|p| p["tools"] = json!([{ "type": "function" }]), "name");
+        let format = |format: Value| {
+            move |p: &mut Value| {
+                p["tool_choice"] = json!("none");
+                p["response_format"] = format.clone();
+            }
+        };
+        check(&format(json!({ "type": "xml" })), "response format");
+        check(&format(json!({ "type": "json_schema" })), "without a schema");
+    }
+
+    #[test]
+    fn replies_have_the_documented_shape() {
+        let (_, mut chat) = read(&payload(), "koboldcpp/Lite").unwrap();
+        let called = chat
+            .reply(&answer(
+                r#"{"name": "weather", "arguments": {"city": "Rome"}}"#,
+                Finish::Eos,
+            ))
+            .unwrap();
+        assert_eq!(called["finish_reason"], "tool_calls");
+        assert_eq!(
+            called["message"]["tool_calls"][0]["function"]["arguments"],
+            r#"{"city":"Rome"}"#
+        );
+        assert!(called["message"]["content"].is_null() && called["model_id"] == "koboldcpp/Lite");
+        assert!(chat.reply(&answer("I will", Finish::Length)).is_err());
+        chat.must_call = false;
+        let said = chat
+            .reply(&answer("<think>warm</think>\n\nSunny.", Finish::Eos))
+            .unwrap();
+        assert_eq!(
+            said,
+            json!({
+                "model_id": "koboldcpp/Lite", "finish_reason": "stop", "prompt_tokens": 31, "completion_tokens": 3,
+                "message": { "role": "assistant", "content": "Sunny.", "reasoning_content": "warm" }
+            })
+        );
+        let tagged = answer(
+            "<tool_call>\n{\"name\": \"weather\", \"arguments\": {}}\n</tool_call>",
+            Finish::Eos,
+        );
+        assert_eq!(chat.reply(&tagged).unwrap()["finish_reason"], "tool_calls");
+        let unknown = answer(r#"{"name": "launch", "arguments": {}}"#, Finish::Eos);
+        assert_eq!(chat.reply(&unknown).unwrap()["finish_reason"], "stop");
+        assert_eq!(
+            chat.reply(&answer("and so on", Finish::Length)).unwrap()["finish_reason"],
+            "length"
+        );
+    }
+
+    #[test]
+    fn a_template_without_tools_is_told_of_them_in_words() {
+        let (_, chat) = read(&payload(), "m").unwrap();
+        let template = ChatTemplate {
+            source: "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}".into(),
+            begin: String::new(),
+            end: String::new(),
+        };
+        let prompt = chat.prompt(&template).unwrap();
+        assert!(
+            prompt.starts_with("[system] Be brief.\n\nYou can call these functions:"),
+            "{prompt}"
+        );
+        assert!(prompt.contains("\"name\":\"weather\""), "{prompt}");
+    }
+}
