@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use vision::background::{BackgroundRemover, MattingSettings};
 use vision::blip::{Blip, BlipConfig, CaptionSettings, Captioner, Search};
 use vision::clip::{Clip, ClipConfig, ClipTokenizer, Interrogator, WordList};
-use vision::face::{FaceDetector, FaceRestorer, RestoreSettings, restore_faces};
+use vision::face::{FaceDetector, FaceParser, FaceRestorer, RestoreSettings, restore_faces};
 use vision::nsfw::{OpenNsfw, SdSafetyChecker};
 use vision::post::fits_result;
 use vision::upscale::{Tiling, Upscaler};
@@ -151,12 +151,20 @@ impl AlchemyEngine {
                 };
                 net.cut_out(&picture, &MattingSettings::default()).map_err(fault)?
             }
-            Task::Faces { detector, restorer } => {
+            Task::Faces {
+                detector,
+                restorer,
+                parser,
+            } => {
                 let found = self.network(detector, |e| {
                     Ok(Network::Detector(FaceDetector::load(&e.weights(detector)?)?))
                 })?;
                 let repaired = self.network(restorer, |e| {
-                    Ok(Network::Restorer(FaceRestorer::load(&e.weights(restorer)?)?))
+                    let restorer = FaceRestorer::load(&e.weights(restorer)?)?;
+                    Ok(Network::Restorer(match parser {
+                        Some(path) => restorer.with_parser(FaceParser::load(&e.weights(path)?)?),
+                        None => restorer,
+                    }))
                 })?;
                 let (Some(Ok(Network::Detector(detector))), Some(Ok(Network::Restorer(restorer)))) =
                     (found.get(), repaired.get())
@@ -261,7 +269,15 @@ impl Engine for AlchemyEngine {
 /// Whether the files of a form have headers that can be read; the owner is told which have not.
 fn readable(form: &Form, task: &Task, device: &Device) -> bool {
     let paths = match task {
-        Task::Faces { detector, restorer } => vec![detector.clone(), restorer.clone()],
+        Task::Faces {
+            detector,
+            restorer,
+            parser,
+        } => [Some(detector), Some(restorer), parser.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect(),
         Task::Caption(folder) | Task::Interrogate(folder) => vec![folder.join("model.safetensors")],
         Task::Upscale(path) | Task::Strip(path) | Task::NsfwChecker(path) | Task::NsfwScore(path) => vec![path.clone()],
     };

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use horde_client::alchemy::Form;
+use vision::post::{Kind, NAMES, PostFiles};
 
 /// What a form does with a picture.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub enum Task {
         detector: PathBuf,
         /// Repairs them.
         restorer: PathBuf,
+        /// Tells face from hair, where it is there.
+        parser: Option<PathBuf>,
     },
     /// Make the background transparent.
     Strip(PathBuf),
@@ -29,7 +32,7 @@ pub enum Task {
 }
 
 /// Every form this worker has a network for.
-pub const KNOWN: [Form; 17] = [
+pub const KNOWN: [Form; 18] = [
     Form::Caption,
     Form::Interrogation,
     Form::Nsfw,
@@ -47,34 +50,16 @@ pub const KNOWN: [Form; 17] = [
     Form::Gfpgan,
     Form::GfpganV13,
     Form::RestoreFormer,
+    Form::CodeFormers,
 ];
 
 /// The task of a form with the files found below `models`, or the first file that is missing.
 pub fn task(form: &Form, models: &Path) -> Result<Task, PathBuf> {
     let present = |path: PathBuf| if path.is_file() { Ok(path) } else { Err(path) };
-    let first = |names: &[&str]| {
-        let mut paths = names.iter().map(|name| models.join(name));
-        let wanted = paths.next().unwrap_or_default();
-        if wanted.is_file() {
-            Ok(wanted)
-        } else {
-            paths.find(|p| p.is_file()).ok_or(wanted)
-        }
-    };
     let folder = |name: &str| -> Result<PathBuf, PathBuf> {
         let folder = models.join(name);
         present(folder.join("model.safetensors"))?;
         Ok(folder)
-    };
-    let faces = |restorer: &str| -> Result<Task, PathBuf> {
-        let detector = first(&[
-            "gfpgan/detection_Resnet50_Final.safetensors",
-            "gfpgan/retinaface_mobilenet0.25.safetensors",
-        ])?;
-        Ok(Task::Faces {
-            detector,
-            restorer: present(models.join(restorer))?,
-        })
     };
     match form {
         Form::Caption => {
@@ -97,29 +82,28 @@ pub fn task(form: &Form, models: &Path) -> Result<Task, PathBuf> {
             Ok(checker) => Ok(Task::NsfwChecker(checker)),
             Err(_) => present(models.join("nsfw/open_nsfw.safetensors")).map(Task::NsfwScore),
         },
-        Form::StripBackground => first(&[
-            "rembg/u2net.safetensors",
-            "rembg/isnet.safetensors",
-            "rembg/u2netp.safetensors",
-        ])
-        .map(Task::Strip),
-        Form::Gfpgan => faces("gfpgan/GFPGANv1.4.safetensors"),
-        Form::GfpganV13 => faces("gfpgan/GFPGANv1.3.safetensors"),
-        Form::RestoreFormer => faces("gfpgan/RestoreFormer.safetensors"),
-        Form::RealEsrganX4Plus
-        | Form::RealEsrganX2Plus
-        | Form::RealEsrganX4PlusAnime6B
-        | Form::NmkdSiax
-        | Form::AnimeSharp4x
-        | Form::Nomos8kSc4x
-        | Form::LsdirPlus4x
-        | Form::NomosWebPhotoRealPlksr4x
-        | Form::Nomos2RealPlksrDysample4x
-        | Form::ModernSpanimationV12x => {
-            present(models.join(format!("esrgan/{}.safetensors", form.as_str()))).map(Task::Upscale)
-        }
-        other => Err(PathBuf::from(format!("a network for `{other}`"))),
+        form => post(form.as_str(), models),
     }
+}
+
+/// The task of a post-processor.
+fn post(name: &str, models: &Path) -> Result<Task, PathBuf> {
+    let files = PostFiles::find(models);
+    let kind = NAMES.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
+    let (Some(kind), Some(network)) = (kind, files.networks.get(name).cloned()) else {
+        let unknown = || PathBuf::from(format!("a network for `{name}`"));
+        return Err(files.lacks(name, models).unwrap_or_else(unknown));
+    };
+    Ok(match (kind, files.detector) {
+        (Kind::Upscale, _) => Task::Upscale(network),
+        (Kind::CutOut, _) => Task::Strip(network),
+        (Kind::Faces, detector) => Task::Faces {
+            // A restorer without a detector is not among the networks.
+            detector: detector.unwrap_or_default(),
+            restorer: network,
+            parser: files.parser,
+        },
+    })
 }
 
 /// Forms with what serves them.

@@ -4,7 +4,9 @@ use candle_core::Tensor;
 use imaging::warp::{Affine, affine};
 use imaging::{Mask, Picture, Planar, Rounding, blur};
 
+use super::codeformer::{self, CodeFormer};
 use super::gfpgan::{self, Gfpgan};
+use super::parsenet::FaceParser;
 use super::restoreformer::{self, RestoreFormer};
 use super::{Face, FaceDetector};
 use crate::error::{Result, VisionError};
@@ -23,6 +25,7 @@ pub struct FaceRestorer {
     network: Box<dyn Network>,
     architecture: &'static str,
     device: candle_core::Device,
+    parser: Option<FaceParser>,
 }
 
 /// How faces are repaired.
@@ -69,6 +72,16 @@ impl Network for Gfpgan {
     }
 }
 
+impl Network for CodeFormer {
+    fn side(&self) -> usize {
+        CodeFormer::side(self)
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        CodeFormer::forward(self, x)
+    }
+}
+
 impl Network for RestoreFormer {
     fn side(&self) -> usize {
         RESTOREFORMER_SIDE
@@ -88,6 +101,8 @@ impl FaceRestorer {
         let w = &weights.unwrapped(&["params_ema", "params", "state_dict"]);
         let (network, architecture): (Box<dyn Network>, _) = if gfpgan::fits(w) {
             (Box::new(Gfpgan::load(w)?), "GFPGAN")
+        } else if codeformer::fits(w) {
+            (Box::new(CodeFormer::load(w)?), "CodeFormer")
         } else if restoreformer::fits(w) {
             (Box::new(RestoreFormer::load(w)?), "RestoreFormer")
         } else {
@@ -97,7 +112,14 @@ impl FaceRestorer {
             network,
             architecture,
             device: w.device().clone(),
+            parser: None,
         })
+    }
+
+    /// Lays back only what `parser` takes for face; without one, the whole square with soft edges.
+    pub fn with_parser(mut self, parser: FaceParser) -> Self {
+        self.parser = Some(parser);
+        self
     }
 
     /// Name of the architecture, for logs.
@@ -193,6 +215,14 @@ fn restore_one(planar: &mut Planar, face: &Face, restorer: &FaceRestorer, streng
         .zip(bytes.data())
         .for_each(|(v, b)| *v = b * 2.0 - 1.0);
     let repaired = restorer.repair(&cut)?.to_planar();
+    let parsed = match &restorer.parser {
+        Some(parser) => {
+            let mut signed = repaired.clone();
+            signed.data_mut().iter_mut().for_each(|v| *v = *v * 2.0 - 1.0);
+            Some(parser.mask(&signed)?)
+        }
+        None => None,
+    };
 
     // Work inside the face's bounds only.
     let corners = [
@@ -222,9 +252,12 @@ fn restore_one(planar: &mut Planar, face: &Face, restorer: &FaceRestorer, streng
         upright.0[5] + upright.0[3] * f64::from(left) + upright.0[4] * f64::from(top),
     ]);
     let laid = affine(&repaired, &shifted, (width, height), &[0.0]);
-    let whole = Planar::new(1, side as u32, side as u32, vec![1.0; side * side])?;
-    let covered = affine(&whole, &shifted, (width, height), &[0.0]);
-    let soft = soft_edge(&covered)?;
+    let soft = if let Some(mask) = &parsed {
+        affine(mask, &shifted, (width, height), &[0.0])
+    } else {
+        let whole = Planar::new(1, side as u32, side as u32, vec![1.0; side * side])?;
+        soft_edge(&affine(&whole, &shifted, (width, height), &[0.0]))?
+    };
 
     let (full, size) = (
         planar.width() as usize,

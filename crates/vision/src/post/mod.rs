@@ -1,7 +1,9 @@
 //! Several post-processors one after another: faces first, then the upscaler, the cut-out last.
 //!
 //! The order is that of the Horde's reference engine (7.12) and not the requester's: faces are repaired at the size they
-//! were drawn at, and only the last step may add alpha. Which file serves a name is the caller's knowledge.
+//! were drawn at, and only the last step may add alpha. [`PostFiles`] says which file serves a name; reading it is the caller's.
+
+mod files;
 
 use std::sync::Arc;
 
@@ -11,6 +13,8 @@ use crate::background::{BackgroundRemover, MattingSettings};
 use crate::error::{Result, VisionError};
 use crate::face::{FaceDetector, FaceRestorer, RestoreSettings, restore_faces};
 use crate::upscale::{Tiling, Upscaler};
+
+pub use files::PostFiles;
 
 /// What a post-processor does. The order of the variants is the order of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
