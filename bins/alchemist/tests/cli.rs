@@ -38,8 +38,8 @@ fn help_names_the_worker() {
 }
 
 #[test]
-fn no_form_that_can_be_served_ends_with_66_and_unknown_forms_with_the_nearest_name() {
-    refused("", 66, &["alchemist"]);
+fn forms_without_files_end_with_66_and_unknown_forms_with_the_nearest_name() {
+    refused("[alchemist]\nforms = [\"caption\"]", 66, &["no form has all its files"]);
     refused("[alchemist]\nforms = [\"captoin\"]", 78, &["captoin", "caption"]);
 }
 

@@ -134,6 +134,10 @@ impl AlchemyEngine {
                 let score = net.score(&picture).map_err(fault)?;
                 return Ok(value(json!(score >= self.settings.nsfw_threshold)));
             }
+            Task::Vectorize => {
+                let svg = vision::vectorize::vectorize(&picture, &mut progress).map_err(fault)?;
+                return Ok(value(json!(svg)));
+            }
             Task::Upscale(path) => {
                 let cell = self.network(path, |e| Ok(Network::Upscaler(Upscaler::load(&e.weights(path)?)?)))?;
                 let Some(Ok(Network::Upscaler(net))) = cell.get() else {
@@ -278,6 +282,7 @@ fn readable(form: &Form, task: &Task, device: &Device) -> bool {
             .flatten()
             .cloned()
             .collect(),
+        Task::Vectorize => Vec::new(),
         Task::Caption(folder) | Task::Interrogate(folder) => vec![folder.join("model.safetensors")],
         Task::Upscale(path) | Task::Strip(path) | Task::NsfwChecker(path) | Task::NsfwScore(path) => vec![path.clone()],
     };

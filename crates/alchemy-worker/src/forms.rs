@@ -29,10 +29,12 @@ pub enum Task {
     NsfwChecker(PathBuf),
     /// One boolean, by Yahoo's open_nsfw.
     NsfwScore(PathBuf),
+    /// A drawing in SVG; needs no file.
+    Vectorize,
 }
 
 /// Every form this worker has a network for.
-pub const KNOWN: [Form; 18] = [
+pub const KNOWN: [Form; 19] = [
     Form::Caption,
     Form::Interrogation,
     Form::Nsfw,
@@ -51,6 +53,7 @@ pub const KNOWN: [Form; 18] = [
     Form::GfpganV13,
     Form::RestoreFormer,
     Form::CodeFormers,
+    Form::Vectorize,
 ];
 
 /// The task of a form with the files found below `models`, or the first file that is missing.
@@ -82,6 +85,7 @@ pub fn task(form: &Form, models: &Path) -> Result<Task, PathBuf> {
             Ok(checker) => Ok(Task::NsfwChecker(checker)),
             Err(_) => present(models.join("nsfw/open_nsfw.safetensors")).map(Task::NsfwScore),
         },
+        Form::Vectorize => Ok(Task::Vectorize),
         form => post(form.as_str(), models),
     }
 }

@@ -14,6 +14,7 @@ pub mod post;
 pub mod safety;
 mod transformer;
 pub mod upscale;
+pub mod vectorize;
 mod weights;
 
 pub use candle_core::Device;

@@ -48,12 +48,16 @@ pub enum Wanted {
     Ranked(&'static str),
     /// A photograph that is safe for work.
     Safe,
+    /// A drawing of the source's size with many areas.
+    Drawing,
 }
 
 /// What a worker made of an [`Ask`].
 pub struct Answer {
     /// A resulting picture.
     pub made: Option<Picture>,
+    /// A resulting drawing.
+    pub drawing: Option<String>,
     /// What came back in words, or what is wrong with it.
     pub words: String,
     /// Whether it is what was wanted.
@@ -149,6 +153,12 @@ fn asks() -> anyhow::Result<Vec<Ask>> {
             });
         }
     }
+    asks.push(Ask {
+        title: "vectorize: coffee".to_owned(),
+        picture: photograph("coffee")?,
+        form: "vectorize",
+        wanted: Wanted::Drawing,
+    });
     asks.extend(describing()?);
     Ok(asks)
 }
@@ -184,7 +194,16 @@ pub async fn answers(stage: &mut Stage, asks: &[Ask], timeout: Duration) -> anyh
         };
         let right = judged.is_ok();
         let words = judged.unwrap_or_else(|error| format!("wrong: {error:#}"));
-        answers.push(Answer { made, words, right });
+        let drawing = result
+            .as_str()
+            .filter(|text| text.starts_with("<svg"))
+            .map(str::to_owned);
+        answers.push(Answer {
+            made,
+            drawing,
+            words,
+            right,
+        });
     }
     Ok(answers)
 }
@@ -257,6 +276,17 @@ fn judge(ask: &Ask, result: &Value, made: Option<&Picture>) -> anyhow::Result<St
             );
             Ok(listed)
         }
+        Wanted::Drawing => {
+            let svg = result.as_str().context("no text came back")?;
+            let n_areas = svg.matches("<path ").count();
+            let size = format!("width=\"{}\" height=\"{}\"", source.width(), source.height());
+            ensure!(
+                svg.contains(&size) && svg.ends_with("</svg>"),
+                "it is no drawing of the same size"
+            );
+            ensure!(n_areas > 50, "it has only {n_areas} areas");
+            Ok(format!("a drawing of {n_areas} areas, {} kB", svg.len() / 1000))
+        }
         Wanted::Safe => match result.as_bool() {
             Some(false) => Ok("safe for work".to_owned()),
             _ => bail!("{result}"),
@@ -314,6 +344,9 @@ pub async fn show(timeout: Duration) -> anyhow::Result<(Report, bool)> {
             "title": ask.title, "form": ask.form, "words": answer.words, "answered": answer.made.is_some() || answer.right,
             "right": answer.right,
         }));
+        if let Some(svg) = &answer.drawing {
+            sheet.keep("drawing.svg", svg.as_bytes())?;
+        }
         let pictures = [Some(&ask.picture), answer.made.as_ref()]
             .into_iter()
             .flatten()

@@ -72,6 +72,11 @@ impl Sheet {
         Ok(())
     }
 
+    /// A file beside the page.
+    pub fn keep(&self, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
+        std::fs::write(self.folder.join(name), bytes).with_context(|| format!("`{name}` cannot be written"))
+    }
+
     /// Writes `index.html` and `contact-sheet.png`; returns the page's path.
     pub fn finish(self) -> anyhow::Result<PathBuf> {
         let page = self.folder.join("index.html");

@@ -112,7 +112,13 @@ fn forms_are_offered_only_where_their_files_are() {
     let forms: Vec<String> = engine(folder.path()).forms().map(str::to_owned).collect();
     assert_eq!(
         forms,
-        ["RealESRGAN_x4plus", "caption", "interrogation", "strip_background"]
+        [
+            "RealESRGAN_x4plus",
+            "caption",
+            "interrogation",
+            "strip_background",
+            "vectorize"
+        ]
     );
     std::fs::write(folder.path().join("blip/model.safetensors"), b"not weights at all").unwrap();
     assert!(!engine(folder.path()).forms().any(|f| f == "caption"));
