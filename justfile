@@ -53,6 +53,11 @@ bench-diffusion *args:
     BENCH_DIR="${BENCH_DIR:-$HOME/.cache/horde-workers/bench}" crates/diffusion/examples/bench-diffusion/peers.sh \
         cargo run -q -p diffusion --example bench-diffusion -- {{ args }}
 
+# Vision networks beside torch, ncnn and onnxruntime, their numbers compared: `just bench-vision --json`
+bench-vision *args: alchemist-weights
+    BENCH_DIR="${BENCH_DIR:-$HOME/.cache/horde-workers/bench}" crates/diffusion/examples/bench-diffusion/peers.sh \
+        cargo run -q -p vision --example bench-vision -- {{ args }}
+
 # Diffusion against a manifest of reference cases (needs Python with numpy and Pillow): `just fidelity PATH`
 fidelity path *args:
     cargo run -q -p diffusion --bin fidelity -- {{ path }} {{ args }}

@@ -93,6 +93,15 @@ pub fn conv2d_act(
             .contiguous()?
             .apply_op3_no_bwd(&weight.contiguous()?, &cpu::bias_or_empty(bias)?, &op);
     }
+    if c_group == 1 && c_out == c_in && cpu::takes([&x, weight].into_iter().chain(bias)) {
+        let op = cpu::ConvolveEach {
+            conv: Conv { padding, ..*conv },
+            activation,
+        };
+        return x
+            .contiguous()?
+            .apply_op3_no_bwd(&weight.contiguous()?, &cpu::bias_or_empty(bias)?, &op);
+    }
     let dtype = product_dtype(&x);
     let y = x
         .to_dtype(dtype)?

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the Python environments of bench-diffusion's peers once, then runs its arguments with BENCH_PYTHON and
+# Makes the Python environments of the benches' peers once, then runs its arguments with BENCH_PYTHON and
 # BENCH_SDCPP_PYTHON set. Either can be set beforehand; a peer that cannot be had is left out with a word.
 set -euo pipefail
 cache="${HORDE_WORKERS_CACHE:-$HOME/.cache/horde-workers}/venvs"
@@ -19,7 +19,7 @@ environment() {
   echo "$folder/bin/python"
 }
 
-[ -n "${BENCH_PYTHON:-}" ] || BENCH_PYTHON="$(environment bench-torch python3 torch==2.15.0 diffusers==0.42.1 transformers numpy)"
+[ -n "${BENCH_PYTHON:-}" ] || BENCH_PYTHON="$(environment bench-torch python3 torch==2.15.0 diffusers==0.42.1 transformers numpy Pillow safetensors spandrel onnxruntime ncnn)"
 [ -n "${BENCH_SDCPP_PYTHON:-}" ] || BENCH_SDCPP_PYTHON="$(environment bench-sdcpp python3 cyllama==0.2.18)"
 for name in BENCH_PYTHON BENCH_SDCPP_PYTHON; do
   if [ -n "${!name}" ]; then export "${name?}"; else unset "$name"; fi

@@ -2,6 +2,7 @@
 
 mod attention;
 mod conv;
+mod depthwise;
 mod lanes;
 mod linear;
 mod matrix;
@@ -13,6 +14,7 @@ mod winograd;
 
 pub(crate) use attention::Attend;
 pub(crate) use conv::Convolve;
+pub(crate) use depthwise::ConvolveEach;
 pub(crate) use linear::Multiply;
 pub(crate) use norm::{NormGroups, NormRows};
 pub(crate) use pointwise::{Activate, Geglu};

@@ -79,7 +79,7 @@ proptest! {
     #[test]
     fn a_convolution_is_candles_for_any_geometry(
         (batch, height, width) in (1usize..3, 1usize..23, 1usize..31),
-        (groups, c_in, c_out) in (1usize..3, 1usize..5, 1usize..6),
+        (groups, c_in, c_out) in (1usize..4, 1usize..5, 1usize..6),
         (kernel_h, kernel_w) in (1usize..5, 1usize..5),
         (stride, padding, dilation) in (1usize..4, 0usize..4, 1usize..3),
         (circular, biased, strided, seed) in any::<(bool, bool, bool, u64)>(),
@@ -89,6 +89,21 @@ proptest! {
         let weight = laid_out(&noise(&[c_out * groups, c_in, kernel_h, kernel_w], !seed), strided);
         let bias = biased.then(|| noise(&[c_out * groups], seed ^ 5));
         let conv = Conv { stride, padding, dilation, groups, circular };
+        check_conv(&x, &weight, bias.as_ref(), &conv, (act, 2e-5));
+    }
+
+    #[test]
+    fn a_convolution_of_each_channel_by_itself_is_candles(
+        (batch, channels, height, width) in (1usize..3, 1usize..9, 1usize..23, 1usize..31),
+        (kernel_h, kernel_w) in (1usize..5, 1usize..5),
+        (stride, padding, dilation) in (1usize..4, 0usize..6, 1usize..4),
+        (circular, biased, strided, seed) in any::<(bool, bool, bool, u64)>(),
+        act in activations(),
+    ) {
+        let x = laid_out(&noise(&[batch, channels, height, width], seed), strided);
+        let weight = laid_out(&noise(&[channels, 1, kernel_h, kernel_w], !seed), strided);
+        let bias = biased.then(|| noise(&[channels], seed ^ 5));
+        let conv = Conv { stride, padding, dilation, groups: channels, circular };
         check_conv(&x, &weight, bias.as_ref(), &conv, (act, 2e-5));
     }
 
