@@ -166,7 +166,25 @@ impl SafetensorsFile {
                 Tensor::from_vec(values, entry.shape.as_slice(), &Device::Cpu)?
             }
         };
-        Ok(tensor.to_dtype(dtype)?.to_device(device)?)
+        let tensor = tensor.to_dtype(dtype)?.to_device(device)?;
+        self.let_go(entry);
+        Ok(tensor)
+    }
+
+    /// What was copied need not stay in this process's memory; the system keeps it for a next reading.
+    fn let_go(&self, entry: &Entry) {
+        #[cfg(unix)]
+        // SAFETY: the mapping is of a file and read-only, so pages that are dropped come back as they were. A refusal
+        // only leaves them where they are.
+        let _ = unsafe {
+            self.map.unchecked_advise_range(
+                memmap2::UncheckedAdvice::DontNeed,
+                self.data_start + entry.start,
+                entry.end - entry.start,
+            )
+        };
+        #[cfg(not(unix))]
+        let _ = entry;
     }
 }
 
