@@ -6,5 +6,6 @@ mod bridges;
 mod dreamer;
 #[path = "../../crates/textgen/tests/it/llama_server.rs"]
 mod llama_server;
+mod loras;
 mod safety;
 mod scribe;
