@@ -205,12 +205,12 @@ impl Chat {
         template.render(&messages, &[])
     }
 
-    /// The reply without its `id`.
+    /// The reply without its `id`. `is_thinking` where the prompt ended in the beginning of a thought.
     ///
     /// # Errors
     /// A call was due and none came, because the answer was too short for it.
-    pub fn reply(&self, answer: &TextAnswer) -> Result<Value, String> {
-        let (thought, said) = apart(&answer.text);
+    pub fn reply(&self, answer: &TextAnswer, is_thinking: bool) -> Result<Value, String> {
+        let (thought, said) = apart(&answer.text, is_thinking);
         let call = self.call(said, answer.seed);
         if self.must_call && call.is_none() {
             return Err("the answer had no room for the call that was asked for".into());
@@ -261,15 +261,15 @@ impl Chat {
     }
 }
 
-/// What a model thought, between `<think>` and `</think>`, and what it said.
-fn apart(text: &str) -> (Option<&str>, &str) {
-    let Some(rest) = text.trim_start().strip_prefix("<think>") else {
-        return (None, text.trim());
-    };
-    match rest.split_once("</think>") {
+/// What a model thought, up to `</think>`, and what it said. Some templates write `<think>` at the end of the prompt
+/// themselves: then `is_thinking`, and a text without an end of it is all thought.
+fn apart(text: &str, is_thinking: bool) -> (Option<&str>, &str) {
+    let opened = text.trim_start().strip_prefix("<think>");
+    match opened.unwrap_or(text).split_once("</think>") {
         Some((thought, said)) => (Some(thought.trim()), said.trim()),
         // It thought to the end.
-        None => (Some(rest.trim()), ""),
+        None if opened.is_some() || is_thinking => (Some(opened.unwrap_or(text).trim()), ""),
+        None => (None, text.trim()),
     }
 }
 
@@ -358,10 +358,10 @@ mod tests {
     fn replies_have_the_documented_shape() {
         let (_, mut chat) = read(&payload(), "koboldcpp/Lite").unwrap();
         let called = chat
-            .reply(&answer(
-                r#"{"name": "weather", "arguments": {"city": "Rome"}}"#,
-                Finish::Eos,
-            ))
+            .reply(
+                &answer(r#"{"name": "weather", "arguments": {"city": "Rome"}}"#, Finish::Eos),
+                false,
+            )
             .unwrap();
         assert_eq!(called["finish_reason"], "tool_calls");
         assert_eq!(
@@ -369,10 +369,10 @@ mod tests {
             r#"{"city":"Rome"}"#
         );
         assert!(called["message"]["content"].is_null() && called["model_id"] == "koboldcpp/Lite");
-        assert!(chat.reply(&answer("I will", Finish::Length)).is_err());
+        assert!(chat.reply(&answer("I will", Finish::Length), false).is_err());
         chat.must_call = false;
         let said = chat
-            .reply(&answer("<think>warm</think>\n\nSunny.", Finish::Eos))
+            .reply(&answer("<think>warm</think>\n\nSunny.", Finish::Eos), false)
             .unwrap();
         assert_eq!(
             said,
@@ -385,13 +385,25 @@ mod tests {
             "<tool_call>\n{\"name\": \"weather\", \"arguments\": {}}\n</tool_call>",
             Finish::Eos,
         );
-        assert_eq!(chat.reply(&tagged).unwrap()["finish_reason"], "tool_calls");
+        assert_eq!(chat.reply(&tagged, false).unwrap()["finish_reason"], "tool_calls");
         let unknown = answer(r#"{"name": "launch", "arguments": {}}"#, Finish::Eos);
-        assert_eq!(chat.reply(&unknown).unwrap()["finish_reason"], "stop");
+        assert_eq!(chat.reply(&unknown, false).unwrap()["finish_reason"], "stop");
         assert_eq!(
-            chat.reply(&answer("and so on", Finish::Length)).unwrap()["finish_reason"],
+            chat.reply(&answer("and so on", Finish::Length), false).unwrap()["finish_reason"],
             "length"
         );
+    }
+
+    #[test]
+    fn no_thought_is_said() {
+        let check = |text, is_thinking, expected| assert_eq!(apart(text, is_thinking), expected, "{text}");
+        check("Sunny.", false, (None, "Sunny."));
+        check("<think>warm</think> Sunny.", false, (Some("warm"), "Sunny."));
+        check("warm</think>\nSunny.", true, (Some("warm"), "Sunny."));
+        // A prompt may open a thought in words that are not known here.
+        check("warm</think>Sunny.", false, (Some("warm"), "Sunny."));
+        check("warm and", true, (Some("warm and"), ""));
+        check("<think>warm and", false, (Some("warm and"), ""));
     }
 
     #[test]

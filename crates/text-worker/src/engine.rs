@@ -182,10 +182,12 @@ impl Engine for ScribeEngine {
             let template = template.ok_or_else(|| Fault::of_job("this model takes no conversations"))?;
             request.prompt = chat.prompt(template).map_err(fault)?;
         }
+        // What keeps to a form is no thought, even where the template begins one.
+        let is_thinking = request.constraint.is_none() && request.prompt.trim_end().ends_with("<think>");
         let answer = self.engine.generate(request, &JobWatch(job)).map_err(fault)?;
         self.learn(&answer);
         let reply = chat
-            .map(|chat| chat.reply(&answer))
+            .map(|chat| chat.reply(&answer, is_thinking))
             .transpose()
             .map_err(Fault::of_job)?;
         Ok(vec![Ok(Written {
