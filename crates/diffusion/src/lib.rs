@@ -22,6 +22,7 @@ pub mod weights;
 pub use error::{Error, Result};
 pub use model::{ModelFiles, Overrides};
 pub use pipeline::Pipeline;
-pub use plan::{MemoryPlan, plan};
+pub use plan::{MemoryPlan, Outline, plan};
 pub use progress::{Eta, Notice, Progress};
 pub use request::{Hires, Request, Source};
+pub use tensor_ops::memory;

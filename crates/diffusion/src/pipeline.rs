@@ -10,6 +10,7 @@ use crate::{
     model::{Encoded, Find, Model, ModelFiles, Overrides},
     nn::{unet::Conditions, vae::Vae},
     noise::TorchCpu,
+    plan::{MemoryPlan, plan_for},
     progress::Notice,
     prompt,
     request::{Request, Source},
@@ -61,6 +62,18 @@ impl Pipeline {
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// What `request` will need.
+    pub fn plan(&self, request: &Request) -> MemoryPlan {
+        let on_cpu = self.model.device().is_cpu();
+        plan_for(
+            self.model.weights(),
+            self.model.family,
+            request,
+            on_cpu,
+            self.whole_pixels,
+        )
     }
 
     /// Makes `request.batch` pictures.

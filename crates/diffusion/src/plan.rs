@@ -10,9 +10,9 @@ use candle_core::Device;
 use crate::{
     Result,
     model::{self, Family, ModelFiles, Overrides},
-    nn::vae_tiled::TILE_PIXELS,
+    nn::{clip::ROWS_AT_ONCE, vae_tiled::TILE_PIXELS},
     request::Request,
-    tokens::ROW,
+    tokens::{MAX_ROWS, ROW},
     weights::Weights,
 };
 
@@ -26,7 +26,7 @@ pub struct MemoryPlan {
     pub family: Family,
     /// All weights, held from loading on.
     pub weights_bytes: u64,
-    /// While the prompts are encoded; each row of 75 tokens beyond the first adds its share.
+    /// While the prompts are encoded.
     pub text_bytes: u64,
     /// While a source picture is encoded; 0 without one.
     pub encoding_bytes: u64,
@@ -49,11 +49,39 @@ impl MemoryPlan {
     }
 }
 
-/// What `files` (with text encoders of their own in `encoders`) and `request` will need on `device`, where pictures above
-/// `whole_pixels` are decoded in tiles ([`crate::pipeline::WHOLE_PIXELS`] unless told otherwise); reads headers only.
+/// A model as the headers of its files tell it: enough to plan with, nothing of it read.
+pub struct Outline {
+    weights: Weights,
+    family: Family,
+}
+
+impl Outline {
+    /// Reads the headers of a model's files, with text encoders of their own in `encoders`.
+    ///
+    /// # Errors
+    /// As for loading: a missing or damaged file, no U-Net in it.
+    pub fn open(files: &ModelFiles, encoders: &[PathBuf]) -> Result<Self> {
+        let weights = model::open(files, encoders, &mut Overrides::default())?;
+        let family = model::family(&weights)?;
+        Ok(Self { weights, family })
+    }
+
+    /// What the model is.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// What `request` will need on the CPU or on a card, where pictures above `whole_pixels` are decoded in tiles
+    /// ([`crate::pipeline::WHOLE_PIXELS`] unless told otherwise).
+    pub fn plan(&self, request: &Request, on_cpu: bool, whole_pixels: u64) -> MemoryPlan {
+        plan_for(&self.weights, self.family, request, on_cpu, whole_pixels)
+    }
+}
+
+/// As [`Outline::open`] and [`Outline::plan`] together.
 ///
 /// # Errors
-/// As for loading: a missing or damaged file, no U-Net in it.
+/// As for [`Outline::open`].
 pub fn plan(
     files: &ModelFiles,
     encoders: &[PathBuf],
@@ -61,47 +89,65 @@ pub fn plan(
     device: &Device,
     whole_pixels: u64,
 ) -> Result<MemoryPlan> {
-    let weights = model::open(files, encoders, &mut Overrides::default())?;
-    let family = model::family(&weights)?;
+    Ok(Outline::open(files, encoders)?.plan(request, device.is_cpu(), whole_pixels))
+}
+
+/// The plan for a model whose headers are read.
+pub(crate) fn plan_for(
+    weights: &Weights,
+    family: Family,
+    request: &Request,
+    on_cpu: bool,
+    whole_pixels: u64,
+) -> MemoryPlan {
     let request = request.clone().clamped();
-    let network_width = if device.is_cpu() { 4 } else { 2 };
+    let network_width = if on_cpu { 4 } else { 2 };
     let weights_bytes = [("unet.", network_width), ("clip_", network_width), ("vae.", 4)]
         .into_iter()
-        .map(|(part, width)| count(&weights, part) * width)
+        .map(|(part, width)| count(weights, part) * width)
         .sum();
-    let workspace = if device.is_cpu() { WORKSPACE_BYTES } else { 0 };
+    let workspace = if on_cpu { WORKSPACE_BYTES } else { 0 };
     let first = match &request.hires {
         Some(hires) => (hires.first_width, hires.first_height),
         None => (request.width, request.height),
     };
     let batch = request.batch as u64;
     // The unguided half runs beside the guided one everywhere but on the CPU.
-    let rows = if device.is_cpu() { batch } else { 2 * batch };
+    let rows = if on_cpu { batch } else { 2 * batch };
+    let prompt_rows = prompt_rows(&request.prompt);
+    let network = Network(weights);
+    // The context, repeated for each picture, with the keys and values made of it.
+    let context = rows * prompt_rows * ROW as u64 * network.context_floats() * network_width;
     let sampling = |(width, height): (u32, u32)| {
         let size = (u64::from(height / 8), u64::from(width / 8));
         let latent = batch * 4 * size.0 * size.1 * 4;
-        rows * Network(&weights).floats(size) * network_width + 12 * latent + workspace
+        rows * network.floats(size) * network_width + context + 12 * latent + workspace
     };
     let whole = u64::from(request.width) * u64::from(request.height);
     let decoding = if whole > whole_pixels {
         // Before the tiles stands the tensor they are cut from, at a quarter of the picture's size, and they end in the picture.
-        vae_floats(&weights, "vae.decoder.", whole.min(TILE_PIXELS)) * 4
-            + whole / 16 * widest(&weights, "vae.decoder.") * 3 * 4
+        vae_floats(weights, "vae.decoder.", whole.min(TILE_PIXELS)) * 4
+            + whole / 16 * widest(weights, "vae.decoder.") * 3 * 4
             + 2 * whole * 3 * 4
     } else {
-        vae_floats(&weights, "vae.decoder.", whole) * 4 + whole * 3 * 4
+        vae_floats(weights, "vae.decoder.", whole) * 4 + whole * 3 * 4
     };
-    Ok(MemoryPlan {
+    MemoryPlan {
         family,
         weights_bytes,
-        text_bytes: text_floats(&weights) * network_width,
+        text_bytes: text_floats(weights, prompt_rows) * network_width,
         encoding_bytes: match &request.source {
-            Some(_) => vae_floats(&weights, "vae.encoder.", u64::from(first.0) * u64::from(first.1)) * 4 + workspace,
+            Some(_) => vae_floats(weights, "vae.encoder.", u64::from(first.0) * u64::from(first.1)) * 4 + workspace,
             None => 0,
         },
         sampling_bytes: sampling(first).max(sampling((request.width, request.height))),
         decoding_bytes: decoding + workspace,
-    })
+    }
+}
+
+/// Rows that a prompt may take at two bytes to a token, which no text of real words reaches.
+fn prompt_rows(prompt: &str) -> u64 {
+    (prompt.len() / (2 * (ROW - 2)) + 1).min(MAX_ROWS) as u64
 }
 
 /// Values of all weights below a prefix.
@@ -120,9 +166,9 @@ fn dim(weights: &Weights, name: &str, at: usize) -> u64 {
         .map_or(0, |dim| dim as u64)
 }
 
-/// A layer of a text encoder at two prompts' rows, with the rows of the empty prompt: its states, its four-fold inner
-/// ones, and the scores of its attention.
-fn text_floats(weights: &Weights) -> u64 {
+/// A layer of a text encoder at the rows that go through it at once, with the row of the empty prompt: its states, its
+/// four-fold inner ones, and the scores of its attention; and the states of all rows.
+fn text_floats(weights: &Weights, prompt_rows: u64) -> u64 {
     let widths = ["clip_l", "clip_g", "clip_h"].map(|name| {
         dim(
             weights,
@@ -132,7 +178,8 @@ fn text_floats(weights: &Weights) -> u64 {
     });
     let width = widths.into_iter().max().unwrap_or(0);
     let row = ROW as u64;
-    2 * row * width * 16 + 2 * row * row * (width / 64).max(1)
+    let at_once = (prompt_rows + 1).min(ROWS_AT_ONCE as u64);
+    at_once * row * (width * 16 + row * (width / 64).max(1)) + 4 * prompt_rows * row * width
 }
 
 /// Channels of the widest tensor of the last two levels, which work at the largest sizes.
@@ -176,6 +223,17 @@ struct Network<'a>(&'a Weights);
 impl Network<'_> {
     fn dim(&self, name: &str, at: usize) -> u64 {
         dim(self.0, &format!("unet.{name}"), at)
+    }
+
+    /// For each token of the prompt: its states, and the widest keys and values made of them.
+    fn context_floats(&self) -> u64 {
+        let names = || {
+            self.0
+                .names_under("unet.")
+                .filter(|name| name.ends_with(".attn2.to_k.weight"))
+        };
+        let at = |place: usize| names().map(|name| self.dim(name, place)).max().unwrap_or(0);
+        2 * at(1) + 2 * at(0)
     }
 
     /// What one sample of `size` latent pixels holds at its widest place: the skips so far and the layer at work.

@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::extras::Extras;
 use crate::facts::Facts;
 use crate::order::{Order, order, within};
+use crate::room::SMALLEST_PIXELS;
 use crate::work::{Made, Output, Work};
 use crate::{prompt, sources};
 
@@ -41,8 +42,6 @@ pub struct Valid {
     payload: Payload,
 }
 
-/// Smallest offer that is worth a pop: requests below 256×256 are rare.
-const SMALLEST_OFFER: u64 = 256 * 256;
 /// Above 20 megapixel-steps a second the server takes a worker for faked.
 const BELIEVED_PER_SECOND: f64 = 18.0;
 /// Longest that a picture is held back.
@@ -70,9 +69,11 @@ impl DreamerBackend {
 
     fn max_pixels(&self, facts: &[Facts]) -> Result<u64, NothingToOffer> {
         let is_slow = self.config.extra_slow_worker;
+        let fitting = facts.iter().map(|facts| facts.offer.pixels);
+        let fitting = fitting.fold(self.config.max_pixels(), u64::min);
         let bounds = facts.iter().filter_map(|facts| facts.pixels_in_time(is_slow));
-        let most = bounds.fold(self.config.max_pixels(), u64::min);
-        if most >= SMALLEST_OFFER {
+        let most = bounds.fold(fitting, u64::min);
+        if most >= SMALLEST_PIXELS.min(fitting) {
             return Ok(most);
         }
         let speed = facts.iter().filter_map(Facts::slowest).fold(f64::INFINITY, f64::min);
@@ -109,7 +110,12 @@ impl Backend for DreamerBackend {
             nsfw: Some(self.common.nsfw),
             threads: Some(engines.len().clamp(1, 50) as u32),
             require_upfront_kudos: Some(config.require_upfront_kudos),
-            amount: Some(config.max_batch),
+            amount: Some(
+                facts
+                    .iter()
+                    .map(|facts| facts.offer.batch)
+                    .fold(config.max_batch, u32::min),
+            ),
             extra_slow_worker: Some(config.extra_slow_worker),
             max_pixels: Some(self.max_pixels(&facts)?),
             blacklist: config.blacklist.clone(),

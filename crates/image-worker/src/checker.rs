@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use diffusion::safetensors_file::SafetensorsFile;
 use imaging::Picture;
 use vision::Device;
 pub use vision::safety::CheckerFiles;
@@ -43,6 +44,25 @@ pub fn find(models_dir: &Path) -> Result<CheckerFiles, Stop> {
         sd_checker: there(SD_CHECKER),
         open_nsfw: there(OPEN_NSFW),
     })
+}
+
+/// What the check holds: every number of its networks in four bytes.
+///
+/// # Errors
+/// A file is damaged.
+pub fn bytes(files: &CheckerFiles) -> Result<u64, Stop> {
+    let paths = [Some(&files.clip), files.sd_checker.as_ref(), files.open_nsfw.as_ref()];
+    let mut bytes = 0u64;
+    for path in paths.into_iter().flatten() {
+        let file = SafetensorsFile::open(path)
+            .map_err(|error| Stop::no_model(format!("the content check cannot be used: {error}")).hint(HINT))?;
+        let values = |name: &str| {
+            let shape = file.shape(name).unwrap_or_default();
+            shape.iter().map(|dim| *dim as u64).product::<u64>()
+        };
+        bytes += 4 * file.names().map(values).sum::<u64>();
+    }
+    Ok(bytes)
 }
 
 /// The gate of an engine.

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use worker_app::{Common, Stop};
 
+use crate::room::Offer;
+
 /// What the owner decides about pictures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -17,6 +19,8 @@ pub struct Config {
     pub max_batch: u32,
     /// Models kept in memory at once, 1 to 8.
     pub models_in_memory: usize,
+    /// Most memory to take on each device, in MB, the content check included; 0 for all that is free.
+    pub memory_mb: u64,
     /// Take jobs that start from a picture.
     pub allow_img2img: bool,
     /// Take inpainting and outpainting.
@@ -61,6 +65,7 @@ impl Default for Config {
             max_power: 8,
             max_batch: 1,
             models_in_memory: 1,
+            memory_mb: 0,
             allow_img2img: true,
             allow_painting: true,
             allow_unsafe_ipaddr: true,
@@ -88,6 +93,14 @@ impl Config {
         u64::from(self.max_power) * 8 * 64 * 64
     }
 
+    /// What the owner offers, memory apart.
+    pub fn ceiling(&self) -> Offer {
+        Offer {
+            pixels: self.max_pixels(),
+            batch: self.max_batch,
+        }
+    }
+
     /// Refuses values out of range, naming their key.
     pub fn check(&self, common: &Common) -> Result<(), Stop> {
         let refuse = |key: &str, value: String, hint: &str| {
@@ -102,6 +115,13 @@ impl Config {
         }
         if !(1..=8).contains(&self.models_in_memory) {
             return refuse("models_in_memory", self.models_in_memory.to_string(), "use 1 to 8");
+        }
+        if self.memory_mb != 0 && !(256..=1 << 24).contains(&self.memory_mb) {
+            return refuse(
+                "memory_mb",
+                self.memory_mb.to_string(),
+                "use 256 to 16777216, or 0 for all that is free",
+            );
         }
         if !(1..=10_000).contains(&self.lora_cache_gb) {
             return refuse("lora_cache_gb", self.lora_cache_gb.to_string(), "use 1 to 10000");

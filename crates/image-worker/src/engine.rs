@@ -9,7 +9,8 @@ use diffusion::{Error, Request};
 use horde_client::metadata::{Metadata, MetadataType, MetadataValue};
 use imaging::Picture;
 use serde::{Deserialize, Serialize};
-use vision::{Device, VisionError, post};
+use vision::{VisionError, post};
+use worker_app::Stop;
 use worker_runtime::backend::{Engine, EngineReport, Fault, JobContext};
 
 use crate::checked::{About, Gate, Policy};
@@ -17,7 +18,8 @@ use crate::facts::{Facts, Pace};
 use crate::hires;
 use crate::models::Served;
 use crate::networks::{Installed, PostFiles};
-use crate::resident::{Loaded, Resident};
+use crate::resident::{Loaded, Refused, Resident};
+use crate::room::{self, Offer, Room, SMALLEST_PIXELS};
 use crate::sources;
 use crate::work::{LoraFile, Made, Output, Work};
 
@@ -30,25 +32,51 @@ pub struct EngineSettings {
     pub models_in_memory: usize,
     /// Networks of post-processing.
     pub post: PostFiles,
+    /// What the owner offers; memory may allow less.
+    pub ceiling: Offer,
 }
 
 /// Pictures on one device.
 pub struct DreamerEngine {
     resident: Mutex<Resident>,
     pace: Mutex<Pace>,
+    offer: Mutex<Offer>,
+    begun_with: Offer,
+    ceiling: Offer,
     networks: Installed,
     gate: Gate,
 }
 
+const HINT_FILES: &str =
+    "`dreamer models list` shows what is there, `dreamer models pull NAME` fetches a model of the Horde's reference";
+const HINT_MEMORY: &str = "end other programs, serve a smaller model, lower `dreamer.max_power`, raise `dreamer.memory_mb` where it is set, or on a card set `dreamer.check_on_cpu`";
+
 impl DreamerEngine {
-    /// Loads the first model that can be loaded and makes a small picture with it, which shows that it works here and
-    /// how fast.
+    /// Plans what fits into memory, loads the first model that can be loaded and makes a small picture with it, which
+    /// shows that it works here and how fast.
     ///
     /// # Errors
-    /// No model can be loaded, or the device gives no picture.
-    pub fn new(settings: EngineSettings, device: Device, gate: Gate) -> Result<Self, String> {
-        let networks = Installed::new(settings.post, device.clone());
-        let mut resident = Resident::new(settings.models, settings.models_in_memory, device);
+    /// No model fits or can be loaded, or the device gives no picture.
+    pub fn new(settings: EngineSettings, room: Room, gate: Gate) -> Result<Self, Stop> {
+        let none = |why: String| Stop::no_model(format!("no model can be used: {why}"));
+        let networks = Installed::new(settings.post, room.device.clone());
+        let plan = room::plan(&room, &settings.models, settings.ceiling, 0).map_err(|why| {
+            let hint = if why.contains("memory") {
+                HINT_MEMORY
+            } else {
+                HINT_FILES
+            };
+            none(why).hint(hint)
+        })?;
+        let mut resident = Resident::new(settings.models, settings.models_in_memory, room);
+        for (name, why) in &plan.left_out {
+            tracing::error!(model = name, why, "a model cannot be used and is not offered");
+            resident.forget(name);
+        }
+        if plan.offer != settings.ceiling {
+            let Offer { pixels, batch } = plan.offer;
+            tracing::warn!(pixels, batch, "memory is short: less is offered than is configured");
+        }
         let mut pace = Pace::default();
         let mut why = "there is no model to serve".to_owned();
         for name in resident.names() {
@@ -57,6 +85,9 @@ impl DreamerEngine {
                     return Ok(Self {
                         resident: Mutex::new(resident),
                         pace: Mutex::new(pace),
+                        offer: Mutex::new(plan.offer),
+                        begun_with: plan.offer,
+                        ceiling: settings.ceiling,
                         networks,
                         gate,
                     });
@@ -68,7 +99,30 @@ impl DreamerEngine {
                 }
             }
         }
-        Err(why)
+        Err(none(why).hint(HINT_FILES))
+    }
+
+    /// What is offered follows the memory: less after a job that did not fit, and more again when there is more.
+    fn offer_anew(&self, resident: &Resident, was_refused: bool) {
+        let mut offer = self.offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !was_refused && *offer == self.begun_with {
+            return;
+        }
+        let least = Offer {
+            pixels: SMALLEST_PIXELS.min(self.ceiling.pixels),
+            batch: 1,
+        };
+        // Where nothing fits, small jobs are what shows that there is room again.
+        let held = resident.held_bytes();
+        let now = room::plan(resident.room(), resident.models(), self.ceiling, held).map_or(least, |plan| plan.offer);
+        if now != *offer {
+            tracing::warn!(
+                pixels = now.pixels,
+                batch = now.batch,
+                "what is offered follows the memory that is left"
+            );
+            *offer = now;
+        }
     }
 
     fn work(&self, work: &Work, job: &dyn JobContext) -> Result<Vec<Result<Output, Fault>>, Fault> {
@@ -78,9 +132,15 @@ impl DreamerEngine {
         if !resident.has(&work.model) {
             job.progress(0, work.order.steps, "load");
         }
+        let had_room = match resident.get(&work.model, &planned(work)) {
+            Ok(_) => Ok(()),
+            Err(refused) => Err(refused),
+        };
+        self.offer_anew(&resident, matches!(had_room, Err(Refused::Memory(_))));
+        had_room.map_err(|refused| Fault::of_worker(refused.to_string()))?;
         let loaded = resident
-            .get(&work.model)
-            .map_err(|reason| Fault::of_worker(format!("the model could not be loaded: {reason}")))?;
+            .latest()
+            .ok_or_else(|| Fault::of_worker("no model is in memory"))?;
         self.note_load(loaded);
         let mut steps = Steps::new(job);
         let pictures = self.generate(loaded, work, &mut notes, &mut steps)?;
@@ -257,7 +317,8 @@ impl Engine for DreamerEngine {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
             .clone();
         let resident = self.resident.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Facts::new(resident.names(), resident.in_memory(), pace).report()
+        let offer = *self.offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Facts::new(resident.names(), resident.in_memory(), offer, pace).report()
     }
 
     fn run(&self, work: Work, job: &dyn JobContext) -> Result<Vec<Result<Output, Fault>>, Fault> {
@@ -268,12 +329,12 @@ impl Engine for DreamerEngine {
 /// Loads a model and makes a small picture with it.
 fn tried(resident: &mut Resident, name: &str, pace: &mut Pace) -> Result<(), String> {
     const SIDE: u32 = 256;
-    let loaded = resident.get(name)?;
-    pace.loaded(loaded.seconds);
     let request = Request {
         steps: 3,
         ..Request::new("a photo", SIDE, SIDE)
     };
+    let loaded = resident.get(name, &request).map_err(|refused| refused.to_string())?;
+    pace.loaded(loaded.seconds);
     let mut steps = Steps::new(&Nobody);
     loaded
         .pipeline
@@ -283,6 +344,21 @@ fn tried(resident: &mut Resident, name: &str, pace: &mut Pace) -> Result<(), Str
         pace.learn(name, f64::from(SIDE * SIDE) / 1e6 / seconds);
     }
     Ok(())
+}
+
+/// A request that needs as much memory as the job: a hires fix ends at the job's size, and where a source turns out to be
+/// none, less is needed.
+fn planned(work: &Work) -> Request {
+    let source = work.source.as_ref().map(|_| diffusion::Source {
+        picture: Picture::filled(8, 8, [0; 3]),
+        mask: None,
+        inpaint: false,
+        denoise: 1.0,
+    });
+    Request {
+        source,
+        ..work.order.request(work.prompt.clone())
+    }
 }
 
 fn put_on(loaded: &Loaded, lora: &LoraFile) -> Result<Applied, MetadataValue> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use worker_runtime::backend::EngineReport;
 
+use crate::room::Offer;
 use crate::work::Work;
 
 /// Measured speeds.
@@ -44,6 +45,8 @@ pub struct Facts {
     pub models: Vec<String>,
     /// Those in memory.
     pub in_memory: Vec<String>,
+    /// What memory suffices for.
+    pub offer: Offer,
     pace: Pace,
 }
 
@@ -52,10 +55,11 @@ const LEASE_SPEED: f64 = 0.512 * 0.512 / 2.0;
 
 impl Facts {
     /// All of it.
-    pub fn new(models: Vec<String>, in_memory: Vec<String>, pace: Pace) -> Self {
+    pub fn new(models: Vec<String>, in_memory: Vec<String>, offer: Offer, pace: Pace) -> Self {
         Self {
             models,
             in_memory,
+            offer,
             pace,
         }
     }
@@ -118,7 +122,11 @@ mod tests {
         let mut pace = Pace::default();
         pace.learn("m", speed);
         pace.loaded(4.0);
-        Facts::new(vec!["m".into(), "n".into()], vec!["m".into()], pace)
+        let offer = Offer {
+            pixels: 512 * 512,
+            batch: 4,
+        };
+        Facts::new(vec!["m".into(), "n".into()], vec!["m".into()], offer, pace)
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Turns image jobs of the Horde into requests for pictures and results into submissions. The only room that knows both.
 //!
 //! [`order`] brings a payload within bounds, [`backend`] fetches what it names and hands in, [`engine`] makes pictures,
-//! [`checked`] is the one way out of it, [`levels`] says what each bridge agent promises, [`program`] plugs all of it into
+//! [`room`] says what fits into memory, [`checked`] is the one way out of it, [`levels`] says what each bridge agent promises, [`program`] plugs all of it into
 //! the program around it.
 
 pub mod backend;
@@ -19,6 +19,7 @@ pub mod order;
 pub mod program;
 pub mod prompt;
 pub mod resident;
+pub mod room;
 pub mod sources;
 pub mod work;
 

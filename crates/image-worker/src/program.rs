@@ -23,6 +23,7 @@ use crate::extras::Extras;
 use crate::levels;
 use crate::models::{self, Resolved};
 use crate::networks::PostFiles;
+use crate::room::Room;
 
 /// The dreamer.
 pub struct Dreamer;
@@ -57,6 +58,7 @@ struct Told {
     checker: Option<CheckerFiles>,
     check_on_cpu: bool,
     unchecked: bool,
+    memory_mb: u64,
 }
 
 impl Program for Dreamer {
@@ -121,10 +123,12 @@ impl Program for Dreamer {
                 } else {
                     PostFiles::default()
                 },
+                ceiling: context.config.ceiling(),
             },
             checker: has_checker(context)?,
             check_on_cpu: context.config.check_on_cpu,
             unchecked: is_unchecked(context),
+            memory_mb: context.config.memory_mb,
         };
         serde_json::to_value(told)
             .map_err(|error| Stop::failed(format!("the engine's settings cannot be written: {error}")))
@@ -135,9 +139,25 @@ impl Program for Dreamer {
             .map_err(|error| Stop::failed(format!("the engine's settings cannot be read: {error}")))?;
         let device = opened(device)?;
         let check_on = if told.check_on_cpu { &Device::Cpu } else { &device };
+        let check_bytes = told.checker.as_ref().map_or(Ok(0), checker::bytes)?;
+        let limit_bytes = (told.memory_mb > 0).then_some(told.memory_mb << 20);
+        let is_beside = check_on.is_cpu() == device.is_cpu();
+        let check_room = Room {
+            device: check_on.clone(),
+            limit_bytes: limit_bytes.filter(|_| is_beside),
+            check_bytes,
+        };
+        check_room.check_alone().map_err(|shortage| {
+            Stop::no_model(format!("the content check cannot be used: {shortage}"))
+                .hint("end other programs, or raise `dreamer.memory_mb` where it is set")
+        })?;
+        let room = Room {
+            device: device.clone(),
+            limit_bytes,
+            check_bytes: if is_beside { check_bytes } else { 0 },
+        };
         let gate = gate(told.checker.as_ref(), told.unchecked, check_on)?;
-        DreamerEngine::new(told.engine, device, gate)
-            .map_err(|error| Stop::no_model(format!("no model can be used: {error}")).hint(HINT_MODELS))
+        DreamerEngine::new(told.engine, room, gate)
     }
 
     fn devices() -> Vec<DeviceFound> {
@@ -348,9 +368,11 @@ fn found_devices() -> Vec<DeviceFound> {
     let found = vision::device::found().into_iter();
     found
         .map(|device| DeviceFound {
+            memory_bytes: vision::device::open(&device.name)
+                .ok()
+                .and_then(|opened| diffusion::memory::free_bytes(&opened)),
             name: device.name,
             description: device.description,
-            memory_bytes: None,
         })
         .collect()
 }

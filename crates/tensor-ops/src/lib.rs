@@ -11,6 +11,7 @@ mod conv;
 mod cpu;
 pub mod device;
 mod linear;
+pub mod memory;
 mod norm;
 mod resample;
 mod widen;

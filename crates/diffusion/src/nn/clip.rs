@@ -195,27 +195,40 @@ impl Clip {
     }
 }
 
+/// Rows of a prompt that go through the encoder together; a longer prompt needs no more memory for its layers.
+pub const ROWS_AT_ONCE: usize = 8;
+
 /// Encodes a prompt's rows and weighs each token against the empty prompt: `(1, 77·rows, d)` and the first row's pooled
 /// `(1, d)`, both f32.
 pub fn encode_weighted(clip: &Clip, rows: &[Row], empty: &Row, layer: usize, norm: bool) -> Result<(Tensor, Tensor)> {
     let weighted = rows.iter().any(|row| row.weights.iter().any(|weight| *weight != 1.0));
-    let mut all = rows.to_vec();
-    if weighted {
-        all.push(empty.clone());
-    }
-    let encoded = clip.encode(&all, layer, norm)?;
-    let hidden = encoded.hidden.to_dtype(DType::F32)?;
-    let width = hidden.dim(2)?;
+    let width = clip.width();
+    let base = if weighted {
+        Some(
+            clip.encode(std::slice::from_ref(empty), layer, norm)?
+                .hidden
+                .to_dtype(DType::F32)?,
+        )
+    } else {
+        None
+    };
     let mut parts = Vec::with_capacity(rows.len());
-    for (i, row) in rows.iter().enumerate() {
-        let mut z = hidden.narrow(0, i, 1)?; // (1, 77, d)
-        if weighted {
-            let base = hidden.narrow(0, rows.len(), 1)?;
-            let weights = Tensor::from_vec(row.weights.clone(), (1, ROW, 1), hidden.device())?;
-            z = ((z - &base)?.broadcast_mul(&weights)? + base)?;
+    let mut pooled = None;
+    for some in rows.chunks(ROWS_AT_ONCE) {
+        let encoded = clip.encode(some, layer, norm)?;
+        if pooled.is_none() {
+            pooled = Some(encoded.pooled.narrow(0, 0, 1)?.to_dtype(DType::F32)?);
         }
-        parts.push(z);
+        let hidden = encoded.hidden.to_dtype(DType::F32)?;
+        for (i, row) in some.iter().enumerate() {
+            let mut z = hidden.narrow(0, i, 1)?; // (1, 77, d)
+            if let Some(base) = &base {
+                let weights = Tensor::from_vec(row.weights.clone(), (1, ROW, 1), hidden.device())?;
+                z = ((z - base)?.broadcast_mul(&weights)? + base)?;
+            }
+            parts.push(z);
+        }
     }
-    let pooled = encoded.pooled.narrow(0, 0, 1)?.to_dtype(DType::F32)?;
+    let pooled = pooled.ok_or_else(|| Error::Request("a prompt without rows".into()))?;
     Ok((Tensor::cat(&parts, 1)?.reshape((1, rows.len() * ROW, width))?, pooled))
 }

@@ -1,27 +1,14 @@
 //! A whole engine with a tiny model and a checker that says what a test wants: nothing comes out past it.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use image_worker::checked::{About, Checker, Gate};
-use image_worker::engine::{DreamerEngine, EngineSettings};
-use image_worker::models::Served;
-use image_worker::networks::PostFiles;
-use image_worker::order::Order;
-use image_worker::work::{LoraFile, Output, Work};
+use image_worker::work::{LoraFile, Output};
 use imaging::Picture;
-use vision::Device;
 use vision::safety::Rating;
-use worker_runtime::backend::{Engine, Fault, JobContext};
+use worker_runtime::backend::{Engine, Fault};
 
-struct Quiet;
-
-impl JobContext for Quiet {
-    fn progress(&self, _done: u32, _total: u32, _phase: &str) {}
-    fn is_cancelled(&self) -> bool {
-        false
-    }
-}
+use crate::tiny::{Quiet, engine, work};
 
 /// Answers one picture after the other, and keeps what it was told.
 struct Scripted {
@@ -52,58 +39,18 @@ fn made(answers: Vec<Result<Rating, String>>) -> (Vec<Result<Output, Fault>>, Ve
         answers: Mutex::new(answers),
         told: Arc::clone(&told),
     };
-    let served = Served {
-        name: "tiny".into(),
-        checkpoint: Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../tests/models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors"),
-        unet: None,
-        vae: None,
-        baseline: None,
-        nsfw: true,
-        style: "anime".into(),
-    };
-    let settings = EngineSettings {
-        models: vec![served],
-        models_in_memory: 1,
-        post: PostFiles::default(),
-    };
-    let engine = DreamerEngine::new(settings, Device::Cpu, Gate::Checker(Box::new(checker)))
-        .expect("the tiny model is part of the repository");
-    let work = Work {
-        model: "tiny".into(),
-        prompt: "a red circle ### blue".into(),
-        order: Order {
-            width: 64,
-            height: 64,
-            steps: 1,
-            cfg_scale: 1.0,
-            seed: 1,
-            batch,
-            sampler: "k_euler".into(),
-            schedule: "normal".into(),
-            clip_skip: 1,
-            tiling: false,
-            hires: false,
-            hires_denoise: 0.65,
-            denoise: 1.0,
-            source: None,
-        },
-        source: None,
-        mask: None,
-        // The file is not there: the picture is made without it, and its name is read all the same.
-        loras: vec![LoraFile {
-            name: "plum ### cherry".into(),
-            path: "/nowhere/plum.safetensors".into(),
-            model: 1.0,
-            clip: 1.0,
-        }],
-        embeddings: Vec::new(),
-        post: Vec::new(),
-        face_strength: 0.5,
-        censors: true,
-        has_censored_word: false,
-        notes: Vec::new(),
-    };
+    let engine =
+        engine(&["tiny"], None, Gate::Checker(Box::new(checker))).expect("the tiny model is part of the repository");
+    let mut work = work("tiny", 64);
+    work.order.batch = batch;
+    work.censors = true;
+    // The file is not there: the picture is made without it, and its name is read all the same.
+    work.loras.push(LoraFile {
+        name: "plum ### cherry".into(),
+        path: "/nowhere/plum.safetensors".into(),
+        model: 1.0,
+        clip: 1.0,
+    });
     let outputs = engine.run(work, &Quiet).expect("the job itself has no fault");
     let told = told.lock().expect("no thread panics").clone();
     (outputs, told)

@@ -1,4 +1,6 @@
-//! The promises of the image worker.
+//! The crate's promises.
 
 mod configuration;
 mod gate;
+mod memory;
+mod tiny;
