@@ -151,6 +151,38 @@ impl SafetensorsFile {
         self.entries.get(name).map(|entry| entry.shape.as_slice())
     }
 
+    /// Whether every value of a tensor is a number and none is infinite; whole numbers always are.
+    pub fn is_finite(&self, name: &str) -> bool {
+        let Some(entry) = self.entries.get(name) else {
+            return true;
+        };
+        let bytes = &self.map[self.data_start + entry.start..self.data_start + entry.end];
+        // Sums without branches, which compilers turn into wide instructions. All bits of the exponent set mean no number.
+        let halves = |mask: u16| {
+            let (pairs, _) = bytes.as_chunks::<2>();
+            pairs.iter().fold(0u32, |bad, pair| {
+                bad | u32::from(u16::from_le_bytes(*pair) & mask == mask)
+            }) == 0
+        };
+        match entry.format {
+            Format::Candle(DType::F32) => {
+                let (fours, _) = bytes.as_chunks::<4>();
+                const MASK: u32 = 0x7f80_0000;
+                fours.iter().fold(0u32, |bad, four| {
+                    bad | u32::from(u32::from_le_bytes(*four) & MASK == MASK)
+                }) == 0
+            }
+            Format::Candle(DType::F64) => {
+                let (eights, _) = bytes.as_chunks::<8>();
+                eights.iter().all(|eight| f64::from_le_bytes(*eight).is_finite())
+            }
+            Format::Candle(DType::F16) => halves(0x7c00),
+            Format::Candle(DType::BF16) => halves(0x7f80),
+            Format::Candle(_) => true,
+            format => bytes.iter().all(|byte| widen(*byte, format).is_finite()),
+        }
+    }
+
     /// A tensor as `dtype` on `device`; eight-bit floats are widened on the way.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let entry = self

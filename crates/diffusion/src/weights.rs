@@ -84,12 +84,29 @@ impl Weights {
         Some(place.cut.shape(self.files[place.file].shape(&place.name)?))
     }
 
+    /// What is wrong with a tensor, by its name in its file; one that is missing has only ours, and the first file.
+    pub(crate) fn damaged(&self, name: &str, what: &str) -> Error {
+        let place = self.places.get(name);
+        let file = self.files.get(place.map_or(0, |place| place.file));
+        let theirs = place.map_or(name, |place| place.name.as_str());
+        match file {
+            Some(file) => Error::Damaged {
+                path: file.path().to_owned(),
+                reason: format!("`{theirs}` {what}"),
+            },
+            None => Error::Weights(format!("`{theirs}` {what}")),
+        }
+    }
+
+    /// Whether every value of a tensor is a number.
+    fn is_finite(&self, name: &str) -> bool {
+        let place = self.places.get(name);
+        place.is_none_or(|place| self.files[place.file].is_finite(&place.name))
+    }
+
     /// Reads a tensor.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let place = self
-            .places
-            .get(name)
-            .ok_or_else(|| Error::Weights(format!("`{name}` is missing")))?;
+        let place = self.places.get(name).ok_or_else(|| self.damaged(name, "is missing"))?;
         let whole = self.files[place.file].tensor(&place.name, dtype, device)?;
         Ok(place.cut.apply(&whole)?)
     }
@@ -175,12 +192,15 @@ impl<'a> Loader<'a> {
         let name = format!("{}{name}", self.prefix);
         self.weights
             .shape(&name)
-            .ok_or_else(|| Error::Weights(format!("`{name}` is missing")))
+            .ok_or_else(|| self.weights.damaged(&name, "is missing"))
     }
 
     /// Reads a tensor into use.
     pub fn get(&self, name: &str) -> Result<Param> {
         let name = format!("{}{name}", self.prefix);
+        if !self.weights.is_finite(&name) {
+            return Err(self.weights.damaged(&name, "holds values that are no numbers"));
+        }
         let tensor = self.weights.tensor(&name, self.dtype, self.device)?;
         let param = Param(Arc::new(RwLock::new(tensor)));
         self.params.insert(name, param.clone());

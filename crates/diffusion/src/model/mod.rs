@@ -1,6 +1,7 @@
 //! A model in use: its family told from its weights, its networks, its noise levels.
 
 mod files;
+mod sound;
 
 use std::path::PathBuf;
 
@@ -174,12 +175,14 @@ impl Model {
         if !complete {
             return Err(Error::Weights(format!("a text encoder of {family:?} is missing")));
         }
+        sound::check(&weights, family)?;
         let prediction = match overrides.prediction {
             Some(prediction) => prediction,
             None => prediction(&weights, family)?,
         };
         let unet = UNet::new(&at("unet.", network), config)?;
         let vae = Vae::new(&at("vae.", DType::F32), vae_groups)?;
+        sound::check_all_used(&weights, |name| params.get(name).is_some())?;
         let levels = if overrides.zero_terminal_snr.unwrap_or(weights.has("ztsnr")) {
             Levels::zero_terminal_snr()
         } else {

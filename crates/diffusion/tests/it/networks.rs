@@ -1,5 +1,7 @@
 //! Each network alone: text encoders, one denoiser call, the VAE both ways.
 
+use std::path::PathBuf;
+
 use candle_core::{Device, Tensor};
 use diffusion::{
     ModelFiles, Overrides, Pipeline,
@@ -11,8 +13,13 @@ use imaging::{Limits, Picture};
 use crate::fixtures::{self, Case};
 
 pub fn pipeline(name: &str) -> Pipeline {
+    load(name, fixtures::path(&format!("models/{name}/tiny_{name}.safetensors"))).unwrap()
+}
+
+/// A checkpoint of the tiny model `name` in another file.
+pub fn load(name: &str, checkpoint: PathBuf) -> diffusion::Result<Pipeline> {
     let files = ModelFiles {
-        checkpoint: fixtures::path(&format!("models/{name}/tiny_{name}.safetensors")),
+        checkpoint,
         ..ModelFiles::default()
     };
     let overrides = Overrides {
@@ -25,7 +32,7 @@ pub fn pipeline(name: &str) -> Pipeline {
         text_heads: Some(2),
         ..Overrides::default()
     };
-    Pipeline::load(&files, &Device::Cpu, overrides).unwrap()
+    Pipeline::load(&files, &Device::Cpu, overrides)
 }
 
 pub fn input(name: &str) -> Picture {

@@ -1,0 +1,258 @@
+//! Whole checkpoints in every number format, and damaged ones: refused by the name of the file and of the tensor.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use candle_core::Tensor;
+use diffusion::{Progress, Request, sample::Sampler};
+use half::{bf16, f16};
+use serde_json::{Value, json};
+
+use crate::{
+    fixtures,
+    networks::{load, pipeline},
+};
+
+/// A checkpoint taken apart: format, shape and values of each tensor.
+type Parts = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
+
+fn parts() -> Parts {
+    let file = std::fs::read(fixtures::path("models/sd15/tiny_sd15.safetensors")).unwrap();
+    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: BTreeMap<String, Value> = serde_json::from_slice(&file[8..8 + length]).unwrap();
+    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
+    tensors
+        .map(|(name, tensor)| {
+            let place = |i: usize| tensor["data_offsets"][i].as_u64().unwrap() as usize + 8 + length;
+            let shape = serde_json::from_value(tensor["shape"].clone()).unwrap();
+            let format = tensor["dtype"].as_str().unwrap().to_owned();
+            (name, (format, shape, file[place(0)..place(1)].to_vec()))
+        })
+        .collect()
+}
+
+fn packed(parts: &Parts) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (name, (format, shape, bytes)) in parts {
+        let start = data.len();
+        data.extend(bytes);
+        header.insert(
+            name.clone(),
+            json!({ "dtype": format, "shape": shape, "data_offsets": [start, data.len()] }),
+        );
+    }
+    let header = Value::Object(header).to_string().into_bytes();
+    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+}
+
+/// The nearest of the 127 or 124 magnitudes of an eight-bit float.
+fn eighth(value: f32, mantissa_bits: i32, bias: i32, largest: u8) -> u8 {
+    let magnitude = |byte: u8| {
+        let (exponent, fraction) = (
+            i32::from(byte) >> mantissa_bits,
+            f32::from(byte & ((1 << mantissa_bits) - 1)) / (1 << mantissa_bits) as f32,
+        );
+        match exponent {
+            0 => fraction * 2f32.powi(1 - bias),
+            _ => (1.0 + fraction) * 2f32.powi(exponent - bias),
+        }
+    };
+    // Magnitudes rise with their bytes.
+    let (mut low, mut high) = (0, largest);
+    while high - low > 1 {
+        let middle = u8::midpoint(low, high);
+        if magnitude(middle) <= value.abs() {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    let nearest = if value.abs() - magnitude(low) <= magnitude(high) - value.abs() {
+        low
+    } else {
+        high
+    };
+    nearest | if value.is_sign_negative() { 0x80 } else { 0 }
+}
+
+fn converted(format: &str) -> Parts {
+    let mut parts = parts();
+    for (kind, _, bytes) in parts.values_mut().filter(|(kind, _, _)| kind == "F16") {
+        let values = bytes
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|pair| f16::from_le_bytes(*pair).to_f32());
+        *bytes = match format {
+            "F32" => values.flat_map(f32::to_le_bytes).collect(),
+            "BF16" => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+            "F8_E4M3" => values.map(|value| eighth(value, 3, 7, 0x7e)).collect(),
+            "F8_E5M2" => values.map(|value| eighth(value, 2, 15, 0x7b)).collect(),
+            _ => continue,
+        };
+        *kind = format.to_owned();
+    }
+    parts
+}
+
+#[derive(Default)]
+struct Last(Vec<f32>);
+
+impl Progress for Last {
+    fn step(&mut self, _: usize, _: usize) {}
+    fn is_cancelled(&self) -> bool {
+        false
+    }
+    fn stage(&mut self, name: &str, value: &Tensor) {
+        if name == "latent" {
+            self.0 = value.flatten_all().unwrap().to_vec1().unwrap();
+        }
+    }
+}
+
+fn latent(pipeline: &diffusion::Pipeline) -> Vec<f32> {
+    let request = Request {
+        steps: 4,
+        cfg_scale: 2.0,
+        sampler: Sampler::Euler,
+        ..Request::new("a red cat in the forest ### fog", 64, 64)
+    };
+    let mut last = Last::default();
+    assert_eq!(pipeline.generate(&request, &mut last).unwrap().len(), 1);
+    last.0
+}
+
+#[test]
+fn a_checkpoint_of_any_number_format_gives_nearly_the_same_picture() {
+    let folder = tempfile::tempdir().unwrap();
+    let reference = latent(&pipeline("sd15"));
+    let size = reference
+        .iter()
+        .map(|value| f64::from(*value).powi(2))
+        .sum::<f64>()
+        .sqrt();
+    // Distances of whole latents relative to their length: what the format's own rounding of every weight comes to.
+    for (format, limit) in [
+        ("F16", 0.0),
+        ("F32", 0.0),
+        ("BF16", 0.03),
+        ("F8_E4M3", 0.3),
+        ("F8_E5M2", 0.6),
+    ] {
+        let path = folder.path().join(format!("{format}.safetensors"));
+        std::fs::write(&path, packed(&converted(format))).unwrap();
+        let got = latent(&load("sd15", path).unwrap());
+        let off = got
+            .iter()
+            .zip(&reference)
+            .map(|(a, b)| f64::from(a - b).powi(2))
+            .sum::<f64>()
+            .sqrt()
+            / size;
+        println!("{format}: {off:.4}");
+        assert!(off <= limit, "{format}: {off}");
+        assert!(limit == 0.0 || off > 0.0, "{format} was not read as what it is");
+    }
+}
+
+/// Writes what `change` makes of the checkpoint, and expects a refusal with the file's name and `words`.
+fn refused(change: impl FnOnce(&mut Parts), words: &[&str]) {
+    let mut parts = parts();
+    change(&mut parts);
+    refused_bytes(&packed(&parts), words);
+}
+
+fn refused_bytes(bytes: &[u8], words: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    let path: PathBuf = folder.path().join("hurt.safetensors");
+    std::fs::write(&path, bytes).unwrap();
+    let error = load("sd15", path).map(drop).expect_err("it is damaged").to_string();
+    for words in words.iter().chain(&["hurt.safetensors"]) {
+        assert!(error.contains(words), "`{words}` is not in: {error}");
+    }
+}
+
+const RES: &str = "model.diffusion_model.output_blocks.1.0.in_layers.2";
+
+#[test]
+fn a_checkpoint_that_lacks_a_tensor_is_refused_by_its_name() {
+    for key in [
+        "in_layers.0.weight",
+        "in_layers.2.weight",
+        "in_layers.2.bias",
+        "out_layers.3.bias",
+    ] {
+        let key = format!("output_blocks.1.0.{key}");
+        refused(
+            |parts| assert!(parts.remove(&format!("model.diffusion_model.{key}")).is_some()),
+            &[&key, "is missing"],
+        );
+    }
+    refused(
+        |parts| parts.retain(|name, _| !name.contains("output_blocks.1.")),
+        &["model.diffusion_model.output_blocks.", "is missing"],
+    );
+    refused(
+        |parts| parts.retain(|name, _| !name.ends_with("encoder.layers.0.self_attn.q_proj.weight")),
+        &["self_attn.q_proj.weight", "is missing"],
+    );
+    refused(
+        |parts| parts.retain(|name, _| !name.ends_with("decoder.mid.block_1.conv1.weight")),
+        &["decoder.mid.block_1.conv1.weight", "is missing"],
+    );
+}
+
+#[test]
+fn a_tensor_of_another_shape_is_refused_by_its_name() {
+    let turned = |name: &str, shape: fn(&[usize]) -> Vec<usize>| {
+        let end = name.to_owned();
+        move |parts: &mut Parts| {
+            let found = parts.iter_mut().find(|(name, _)| name.ends_with(&end));
+            let (_, (_, old, _)) = found.expect("the tiny model has it");
+            *old = shape(old);
+        }
+    };
+    let halved = |shape: &[usize]| [&[shape[0] / 2, shape[1] * 2], &shape[2..]].concat();
+    refused(
+        turned(&format!("{RES}.weight"), halved),
+        &["output_blocks.1.0.in_layers.2", "shape"],
+    );
+    let doubled = |shape: &[usize]| [&[shape[0] * 2, shape[1] / 2], &shape[2..]].concat();
+    refused(turned(".attn2.to_k.weight", doubled), &[".attn2.to_k.weight", "shape"]);
+    refused(turned(".mlp.fc1.weight", halved), &[".mlp.fc1.", "shape"]);
+    refused(
+        turned("decoder.mid.block_1.conv1.weight", halved),
+        &["decoder.mid.block_1.conv1", "shape"],
+    );
+}
+
+#[test]
+fn values_that_are_no_numbers_are_refused_by_their_tensor() {
+    for (format, bad) in [
+        ("F16", f16::NAN.to_le_bytes().to_vec()),
+        ("F16", f16::NEG_INFINITY.to_le_bytes().to_vec()),
+        ("F32", f32::NAN.to_le_bytes().to_vec()),
+        ("BF16", bf16::INFINITY.to_le_bytes().to_vec()),
+        ("F8_E4M3", vec![0x7f]),
+        ("F8_E5M2", vec![0xfd]),
+    ] {
+        let mut parts = converted(format);
+        let (_, _, bytes) = parts.get_mut(&format!("{RES}.weight")).unwrap();
+        let at = bytes.len() / 2 / bad.len() * bad.len();
+        bytes[at..at + bad.len()].copy_from_slice(&bad);
+        refused_bytes(&packed(&parts), &[&format!("{RES}.weight"), "no numbers"]);
+    }
+}
+
+#[test]
+fn truncated_files_and_damaged_headers_are_refused() {
+    let whole = packed(&parts());
+    for length in [0, 7, 8, 100, whole.len() / 2, whole.len() - 1] {
+        refused_bytes(&whole[..length], &["damaged"]);
+    }
+    let mut hurt = whole.clone();
+    hurt[9] = b'{';
+    refused_bytes(&hurt, &["its header"]);
+    let mut endless = whole;
+    endless[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    refused_bytes(&endless, &["header"]);
+}
