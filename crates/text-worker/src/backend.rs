@@ -45,7 +45,7 @@ impl ScribeBackend {
     }
 
     /// The Horde's name of what is served now, or why nothing is.
-    fn model_name(&self, engines: usize) -> Result<String, NothingToOffer> {
+    fn model_name(&self, engines: &[Facts]) -> Result<String, NothingToOffer> {
         let facts = match &self.model {
             Served::File(name) => return Ok(name.clone()),
             Served::Bridge(health) => health.now(engines).map_err(NothingToOffer)?,
@@ -57,8 +57,7 @@ impl ScribeBackend {
     }
 
     /// What all engines together can promise: the least of each.
-    fn limits(&self, engines: &[EngineReport]) -> Result<Limits, NothingToOffer> {
-        let facts: Vec<Facts> = engines.iter().filter_map(facts).collect();
+    fn limits(&self, facts: &[Facts]) -> Result<Limits, NothingToOffer> {
         if facts.is_empty() {
             return Err(NothingToOffer("no text engine is loaded".into()));
         }
@@ -109,10 +108,11 @@ impl Backend for ScribeBackend {
     type Output = Written;
 
     fn offer(&self, engines: &[EngineReport], _free: usize) -> Result<PopRequest, NothingToOffer> {
-        let limits = self.limits(engines)?;
+        let facts: Vec<Facts> = engines.iter().filter_map(facts).collect();
+        let limits = self.limits(&facts)?;
         let threads: usize = engines.iter().map(|engine| engine.capacity.max(1)).sum();
-        let model = self.model_name(engines.len())?;
-        let chats = self.config.chat && engines.iter().filter_map(facts).all(|facts| facts.chat);
+        let model = self.model_name(&facts)?;
+        let chats = self.config.chat && facts.iter().all(|facts| facts.chat);
         let chat = if chats {
             declared(&model, limits)
         } else {
@@ -133,28 +133,29 @@ impl Backend for ScribeBackend {
 
     fn validate(&self, job: &mut PoppedJob<Payload>) -> Result<Work, Fault> {
         let payload = std::mem::replace(&mut job.payload, Err("the payload was taken".into()));
-        match payload {
+        let work = match payload {
             Ok(Payload::Prompt(params)) => {
                 let Asked { request, left_out } = payload::request(*params);
                 if !left_out.is_empty() {
                     tracing::info!(keys = ?left_out, "a job asks for what this worker does not do; it is served without");
                 }
-                if let Served::Bridge(health) = &self.model {
-                    health.popped();
-                }
-                Ok(Work { request, chat: None })
+                Work { request, chat: None }
             }
             Ok(Payload::Chat(payload)) if self.config.chat => {
                 let model = job.model.as_deref().unwrap_or_default();
                 let (request, chat) = chat::read(&payload, model).map_err(Fault::of_job)?;
-                Ok(Work {
+                Work {
                     request,
                     chat: Some(chat),
-                })
+                }
             }
-            Ok(Payload::Chat(_)) => Err(Fault::of_job("chat jobs are not offered here")),
-            Err(why) => Err(Fault::of_job(why)),
+            Ok(Payload::Chat(_)) => return Err(Fault::of_job("chat jobs are not offered here")),
+            Err(why) => return Err(Fault::of_job(why)),
+        };
+        if let Served::Bridge(health) = &self.model {
+            health.popped();
         }
+        Ok(work)
     }
 
     async fn prepare(&self, valid: Work) -> Result<Work, Fault> {
@@ -177,10 +178,13 @@ impl Backend for ScribeBackend {
         Duration::try_from_secs_f64(prompt / facts.read_per_second + answer / facts.write_per_second).ok()
     }
 
-    async fn check(&self, output: Written) -> Result<Finished<Submission>, Fault> {
+    fn left(&self, is_made: bool) {
         if let Served::Bridge(health) = &self.model {
-            health.finished();
+            health.left(is_made);
         }
+    }
+
+    async fn check(&self, output: Written) -> Result<Finished<Submission>, Fault> {
         if self.config.hold_back
             && let Some(wait) = hold_back(&output)
         {

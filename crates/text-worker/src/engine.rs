@@ -1,7 +1,7 @@
 //! In the engine child: an engine of `textgen`, with its speed measured.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use textgen::chat::ChatTemplate;
@@ -51,6 +51,12 @@ pub struct Facts {
     pub write_per_second: f64,
     /// Prompt tokens read per second, with every slot busy.
     pub read_per_second: f64,
+    /// When its speed had been measured, in milliseconds of Unix time.
+    #[serde(default)]
+    pub measured_unix_ms: u64,
+    /// How long that took, in milliseconds.
+    #[serde(default)]
+    pub measured_for_ms: u64,
 }
 
 /// One device's text engine.
@@ -72,7 +78,10 @@ impl ScribeEngine {
     /// Where the engine cannot serve at all.
     pub fn new(engine: Arc<dyn TextEngine>) -> Result<Self, TextError> {
         let told = engine.facts()?;
+        let start = Instant::now();
         let speed = calibrate(engine.as_ref(), told.slots)?;
+        let milliseconds = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         tracing::info!(
             slots = told.slots,
             write_per_second = speed.write_per_second,
@@ -88,6 +97,8 @@ impl ScribeEngine {
             slots: told.slots.max(1),
             write_per_second: speed.write_per_second,
             read_per_second: speed.read_per_second,
+            measured_unix_ms: milliseconds(unix),
+            measured_for_ms: milliseconds(start.elapsed()),
         });
         Ok(Self {
             engine,

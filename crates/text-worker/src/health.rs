@@ -1,11 +1,12 @@
 //! Whether the other program is there and free for us, asked again and again from a thread of the supervisor.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use textgen::bridge::BridgeEngine;
 use textgen::{EngineFacts, TextEngine};
 
+use crate::engine::Facts;
 use crate::local_use::LocalUse;
 
 /// What the other program said last.
@@ -16,7 +17,6 @@ struct Known {
     answer: Result<EngineFacts, String>,
     /// `None` where nobody is yielded to.
     local_use: Option<LocalUse>,
-    engines: usize,
 }
 
 /// How often it is asked what it serves, and how often whether somebody uses it.
@@ -30,7 +30,6 @@ impl Health {
         let health = Self(Arc::new(Mutex::new(Known {
             answer: Err("the backend was not asked yet".into()),
             local_use: (!yields.is_zero()).then(|| LocalUse::new(yields)),
-            engines: 0,
         })));
         let told = Arc::downgrade(&health.0);
         let spawned = std::thread::Builder::new()
@@ -46,14 +45,12 @@ impl Health {
     ///
     /// # Errors
     /// While it is down, and while somebody else uses it.
-    pub fn now(&self, engines: usize) -> Result<EngineFacts, String> {
+    pub fn now(&self, engines: &[Facts]) -> Result<EngineFacts, String> {
         let now = Instant::now();
         let mut known = self.known();
-        let appeared = engines > std::mem::replace(&mut known.engines, engines);
         if let Some(local_use) = &mut known.local_use {
-            // A new engine has just measured the backend.
-            if appeared {
-                local_use.touched(now);
+            for (from, to) in engines.iter().filter_map(|facts| measured(facts, now)) {
+                local_use.measured(from, to);
             }
             if let Some(since) = local_use.in_use(now) {
                 return Err(format!(
@@ -72,16 +69,23 @@ impl Health {
         }
     }
 
-    /// One of our jobs is through.
-    pub(crate) fn finished(&self) {
+    /// One of our jobs is through, made or not.
+    pub(crate) fn left(&self, is_made: bool) {
         if let Some(local_use) = &mut self.known().local_use {
-            local_use.finished(Instant::now());
+            local_use.left(is_made, Instant::now());
         }
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// From when to when `facts` were measured, on our clock.
+fn measured(facts: &Facts, now: Instant) -> Option<(Instant, Instant)> {
+    let end = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(facts.measured_unix_ms))?;
+    let to = now.checked_sub(SystemTime::now().duration_since(end).unwrap_or_default())?;
+    Some((to.checked_sub(Duration::from_millis(facts.measured_for_ms))?, to))
 }
 
 fn ask(engine: &BridgeEngine, told: &Weak<Mutex<Known>>, yields: Duration) {

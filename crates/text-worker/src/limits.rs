@@ -62,6 +62,8 @@ mod tests {
             chat: false,
             write_per_second,
             read_per_second,
+            measured_unix_ms: 0,
+            measured_for_ms: 0,
         }
     }
 

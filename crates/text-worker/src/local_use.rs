@@ -1,6 +1,5 @@
 //! Whether somebody else uses the other program: what it says of its last request, less what were our own.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use textgen::bridge::Usage;
@@ -10,75 +9,73 @@ use textgen::bridge::Usage;
 pub(crate) struct LocalUse {
     /// How long after local use nothing is offered.
     yields: Duration,
-    /// When each job that may still run there was popped, the oldest first.
-    open: VecDeque<Instant>,
-    /// When we last used it ourselves.
-    own: Option<Instant>,
-    /// When somebody else was last seen to use it.
-    local: Option<Instant>,
+    /// Jobs of ours that may still run there.
+    open: usize,
+    /// Until when what is seen may be our own doing.
+    own_until: Option<Instant>,
+    /// When somebody else was seen to use it, while that still matters; about one a second, so at most some thousand.
+    local: Vec<Instant>,
 }
 
 /// The other program's clock and its answer's way make our own requests look this much later than they were.
 const BLUR: Duration = Duration::from_secs(2);
-/// A job that was handed back is not heard of again; behind its lease it does not run any more.
-const LONGEST_JOB: Duration = Duration::from_secs(180);
+/// A job that was given up may keep the other program busy for so long: it ends a batch of the prompt first.
+const LINGERS: Duration = Duration::from_secs(10);
 
 impl LocalUse {
     pub(crate) fn new(yields: Duration) -> Self {
         Self {
             yields,
-            open: VecDeque::new(),
-            own: None,
-            local: None,
+            open: 0,
+            own_until: None,
+            local: Vec::new(),
         }
     }
 
     /// One of our jobs will run there from now on.
     pub(crate) fn popped(&mut self, now: Instant) {
-        self.open.push_back(now);
-        self.own = Some(now);
+        self.open += 1;
+        self.own_until = self.own_until.max(Some(now + BLUR));
     }
 
-    /// One of our jobs has ended.
-    pub(crate) fn finished(&mut self, now: Instant) {
-        self.open.pop_front();
-        self.own = Some(now);
+    /// One of our jobs has ended; `is_made` unless it failed or was given up.
+    pub(crate) fn left(&mut self, is_made: bool, now: Instant) {
+        self.open = self.open.saturating_sub(1);
+        let lasts = if is_made { BLUR } else { LINGERS };
+        self.own_until = self.own_until.max(Some(now + lasts));
     }
 
-    /// We used it for something else, such as measuring its speed.
-    pub(crate) fn touched(&mut self, now: Instant) {
-        self.own = Some(now);
+    /// We measured its speed between `from` and `to`; what was seen then was us.
+    pub(crate) fn measured(&mut self, from: Instant, to: Instant) {
+        self.local.retain(|seen| *seen + BLUR < from || *seen > to + BLUR);
+        self.own_until = self.own_until.max(Some(to + BLUR));
     }
 
     /// Takes what the program says at `now`.
     pub(crate) fn saw(&mut self, usage: Usage, now: Instant) {
-        while self
-            .open
-            .front()
-            .is_some_and(|since| now.duration_since(*since) > LONGEST_JOB)
-        {
-            self.open.pop_front();
-        }
-        let last = now.checked_sub(usage.idle);
-        let unexplained = match (last, self.own) {
-            (None, _) => false,
-            (Some(_), None) => true,
-            (Some(last), Some(own)) => last > own + BLUR,
-        };
-        if self.open.is_empty() {
-            if usage.busy || usage.waiting > 0 {
-                self.local = Some(now);
-            } else if unexplained {
-                self.local = self.local.max(last);
+        let yields = self.yields;
+        self.local.retain(|seen| now.saturating_duration_since(*seen) < yields);
+        let is_busy = usage.busy || usage.waiting > 0;
+        let seen = match self.open {
+            0 if is_busy => Some(now),
+            0 => now.checked_sub(usage.idle),
+            open if usage.waiting > open as u64 => {
+                self.local.push(now);
+                return;
             }
-        } else if usage.waiting > self.open.len() as u64 {
-            self.local = Some(now);
+            _ => return,
+        };
+        // `None` is earlier than any time: without anything of ours, all of it is somebody else's.
+        if seen > self.own_until
+            && let Some(seen) = seen.filter(|seen| now.saturating_duration_since(*seen) < yields)
+        {
+            self.local.push(seen);
         }
     }
 
     /// How long ago somebody else used it, where that is not long enough.
     pub(crate) fn in_use(&self, now: Instant) -> Option<Duration> {
-        let since = now.saturating_duration_since(self.local?);
+        let since = now.saturating_duration_since(*self.local.iter().max()?);
         (since < self.yields).then_some(since)
     }
 }
@@ -133,7 +130,7 @@ mod tests {
             },
             now + seconds(5),
         );
-        seen.finished(now + seconds(9));
+        seen.left(true, now + seconds(9));
         seen.saw(
             Usage {
                 idle: seconds(9),
@@ -169,7 +166,7 @@ mod tests {
         assert_eq!(seen.in_use(now + seconds(3)), Some(Duration::ZERO));
         let mut seen = LocalUse::new(seconds(20));
         seen.popped(now);
-        seen.finished(now + seconds(5));
+        seen.left(true, now + seconds(5));
         // Nothing of ours runs, and yet it is busy.
         seen.saw(
             Usage {
@@ -177,18 +174,55 @@ mod tests {
                 busy: true,
                 waiting: 0,
             },
-            now + seconds(6),
+            now + seconds(8),
         );
-        assert_eq!(seen.in_use(now + seconds(25)), Some(seconds(19)));
+        assert_eq!(seen.in_use(now + seconds(27)), Some(seconds(19)));
     }
 
     #[test]
-    fn a_job_that_was_handed_back_is_forgotten_after_its_lease() {
+    fn a_job_that_failed_is_neither_local_use_nor_hides_it() {
         let now = start();
+        let busy = Usage {
+            idle: seconds(1),
+            busy: true,
+            waiting: 0,
+        };
         let mut seen = LocalUse::new(seconds(20));
         seen.popped(now);
-        let later = now + seconds(200);
-        seen.saw(Usage { busy: true, ..IDLE }, later);
-        assert_eq!(seen.in_use(later), Some(Duration::ZERO));
+        seen.left(false, now + seconds(3));
+        // The backend is still stopping what we gave up.
+        seen.saw(busy, now + seconds(6));
+        assert_eq!(seen.in_use(now + seconds(6)), None);
+        // Nothing of ours takes so long to stop.
+        seen.saw(busy, now + seconds(14));
+        assert_eq!(seen.in_use(now + seconds(14)), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn measuring_is_not_local_use_but_what_was_before_it_is() {
+        let now = start();
+        let busy = Usage {
+            idle: seconds(1),
+            busy: true,
+            waiting: 0,
+        };
+        let mut seen = LocalUse::new(seconds(20));
+        // The engine measures before the supervisor hears of it.
+        for second in 0..5 {
+            seen.saw(busy, now + seconds(second));
+        }
+        let ready = now + seconds(5);
+        assert!(seen.in_use(ready).is_some());
+        seen.measured(now, ready);
+        assert_eq!(seen.in_use(ready), None);
+        let mut seen = LocalUse::new(seconds(20));
+        let earlier = Usage {
+            idle: seconds(8),
+            ..IDLE
+        };
+        seen.saw(earlier, now);
+        seen.saw(busy, now + seconds(1));
+        seen.measured(now, ready);
+        assert_eq!(seen.in_use(ready), Some(seconds(13)));
     }
 }

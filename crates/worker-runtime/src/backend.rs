@@ -108,6 +108,12 @@ pub trait Backend: Send + Sync + 'static {
         submission.clone()
     }
 
+    /// A job that [`Backend::validate`] accepted has left the devices; told once for each. `is_made` unless it was faulted,
+    /// given up or handed back, in which case what served it may still be stopping.
+    fn left(&self, is_made: bool) {
+        let _ = is_made;
+    }
+
     /// Looks at one result before anybody else may see it and makes it ready to hand in. Fails closed.
     async fn check(&self, output: Self::Output) -> Result<Finished<<Self::Kind as JobKind>::Submission>, Fault>;
 

@@ -28,13 +28,18 @@ const LEASE_SHARE: f64 = 0.8;
 pub(crate) async fn live<B: Backend>(shop: Arc<Workshop<B>>, job: Job<Popped<B>>, tile: Tile) {
     let Some(job) = remember(&shop, job).await else { return };
     let head = job.head.clone();
+    let mut is_valid = false;
     let made = caught(async {
         let job = validate(&shop, job)?;
+        is_valid = true;
         let job = prepare(&shop, job).await?;
         let (job, slot) = take_slot(&shop, job, &tile).await?;
         generate(&shop, job, slot, &tile).await
     })
     .await;
+    if is_valid {
+        shop.backend.left(made.is_ok());
+    }
     tile.stage(Stage::Delivering);
     let deliveries = head.fan_out(made).into_iter().map(async |job| {
         let head = job.head.clone();

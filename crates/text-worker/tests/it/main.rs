@@ -330,6 +330,11 @@ fn kobold(idle: f64) -> String {
 
 /// What is offered once the backend was asked.
 fn offered(idle: f64, yields: u64) -> Result<Vec<String>, String> {
+    offered_after(idle, yields, 3_600)
+}
+
+/// The same with an engine whose speed was measured `measured` seconds ago, in three seconds.
+fn offered_after(idle: f64, yields: u64, measured: u64) -> Result<Vec<String>, String> {
     use textgen::bridge::{BridgeEngine, BridgeSettings, Dialect};
     let settings = BridgeSettings {
         url: kobold(idle),
@@ -338,10 +343,13 @@ fn offered(idle: f64, yields: u64) -> Result<Vec<String>, String> {
     let engine = BridgeEngine::new(Dialect::Kobold, settings).expect("an address");
     let health = text_worker::Health::of(engine, std::time::Duration::from_secs(yields));
     let start = std::time::Instant::now();
-    while health.now(0).is_err_and(|why| why.contains("not asked yet")) {
+    while health.now(&[]).is_err_and(|why| why.contains("not asked yet")) {
         assert!(start.elapsed().as_secs() < 30, "it was never asked");
         std::thread::yield_now();
     }
+    let unix = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970");
     let facts = text_worker::Facts {
         model: "Mistral-7B".into(),
         context_tokens: 2_048,
@@ -350,6 +358,8 @@ fn offered(idle: f64, yields: u64) -> Result<Vec<String>, String> {
         chat: false,
         write_per_second: 20.0,
         read_per_second: 500.0,
+        measured_unix_ms: (unix.as_secs() - measured) * 1_000,
+        measured_for_ms: 3_000,
     };
     let report = worker_runtime::backend::EngineReport {
         capacity: 1,
@@ -369,4 +379,11 @@ fn nothing_is_offered_while_the_backends_owner_uses_it() {
     let served = Ok(vec!["koboldcpp/Mistral-7B".to_owned()]);
     assert_eq!(offered(25.0, 20), served, "it was left long ago");
     assert_eq!(offered(5.0, 0), served, "the owner does not want to be yielded to");
+}
+
+#[test]
+fn an_engine_that_measured_the_backend_is_not_taken_for_its_owner() {
+    let served = Ok(vec!["koboldcpp/Mistral-7B".to_owned()]);
+    assert_eq!(offered_after(1.0, 20, 1), served, "it was the measuring");
+    offered_after(1.0, 20, 15).expect_err("it was measured long before");
 }

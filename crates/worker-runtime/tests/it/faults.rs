@@ -73,6 +73,23 @@ async fn f006_a_pop_whose_answer_is_lost_is_counted_as_a_ghost_and_the_next_one_
 }
 
 #[tokio::test(start_paused = true)]
+async fn every_accepted_job_is_told_to_have_left_once_also_when_it_fails() {
+    let case = Case::new();
+    case.world.file("steps=1", 1);
+    case.world.file("steps=1 end=die", 1);
+    case.world.file("steps=2000 ms=1000", 1);
+    let toy = Toy::default();
+    case.settle(toy.clone()).await;
+    let mut left = toy.left.lock().expect("lock").clone();
+    left.sort_unstable();
+    assert!(left.contains(&true) && left.contains(&false), "{left:?}");
+    assert_eq!(
+        left.iter().filter(|is_made| **is_made).count(),
+        toy.outputs.lock().expect("lock").len()
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn f007_f033_a_submission_whose_answer_is_lost_is_sent_again_and_counts_once() {
     let case = Case::new();
     case.world.file("steps=1", 1);

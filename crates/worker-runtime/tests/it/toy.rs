@@ -47,6 +47,8 @@ pub struct Toy {
     pub amount: u32,
     /// Outputs as the engine made them, in the order they were checked.
     pub outputs: Arc<Mutex<Vec<String>>>,
+    /// Whether each accepted job was made, as they left the devices.
+    pub left: Arc<Mutex<Vec<bool>>>,
 }
 
 impl Default for Toy {
@@ -56,6 +58,7 @@ impl Default for Toy {
             uploads: true,
             amount: 3,
             outputs: Arc::default(),
+            left: Arc::default(),
         }
     }
 }
@@ -106,6 +109,10 @@ impl Backend for Toy {
 
     fn estimate(&self, work: &ToyWork, _engine: &EngineReport) -> Option<Duration> {
         Some(takes(work))
+    }
+
+    fn left(&self, is_made: bool) {
+        self.left.lock().expect("lock").push(is_made);
     }
 
     async fn check(&self, output: String) -> Result<Finished<Submission>, Fault> {
