@@ -34,7 +34,7 @@ pub enum Task {
 }
 
 /// Every form this worker has a network for.
-pub const KNOWN: [Form; 19] = [
+pub const KNOWN: [Form; 20] = [
     Form::Caption,
     Form::Interrogation,
     Form::Nsfw,
@@ -48,6 +48,7 @@ pub const KNOWN: [Form; 19] = [
     Form::LsdirPlus4x,
     Form::NomosWebPhotoRealPlksr4x,
     Form::Nomos2RealPlksrDysample4x,
+    Form::Nomos2HqDat24x,
     Form::ModernSpanimationV12x,
     Form::Gfpgan,
     Form::GfpganV13,

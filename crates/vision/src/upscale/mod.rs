@@ -1,5 +1,6 @@
 //! Upscalers: one file per architecture, chosen by a checkpoint's keys, and the tiles that let them eat any picture.
 
+mod dat;
 mod plksr;
 mod rrdb;
 mod span;
@@ -43,6 +44,8 @@ impl Upscaler {
         let w = &weights.unwrapped(&["params_ema", "params", "state_dict", "model_state_dict"]);
         let (network, architecture): (Box<dyn Network>, _) = if rrdb::fits(w) {
             (Box::new(rrdb::Rrdb::load(w)?), "RRDBNet")
+        } else if dat::fits(w) {
+            (Box::new(dat::Dat::load(w)?), "DAT")
         } else if plksr::fits(w) {
             (Box::new(plksr::RealPlksr::load(w)?), "RealPLKSR")
         } else if span::fits(w) {

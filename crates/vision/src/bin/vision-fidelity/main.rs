@@ -2,8 +2,10 @@
 
 mod runner;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+
+use runner::{Case, Made};
 
 const USAGE: &str = "usage: vision-fidelity FIXTURES [--out FOLDER] [--python PROGRAM]
 FIXTURES  folder with manifest.json, models/, cases/, inputs/ and compare.py";
@@ -33,8 +35,8 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<bool, String> {
     }
     let root = root.ok_or(USAGE)?;
     let mut whole = true;
-    for case in runner::cases(&root)? {
-        match runner::run(&root, &case).and_then(|made| made.write(&out, &case)) {
+    for case in runner::cases::<Case>(&root)? {
+        match runner::run(&root, &case).and_then(|made| write(&made, &out, &case)) {
             Ok(()) => println!("ran  {}/{}", case.group, case.id),
             Err(reason) => {
                 whole = false;
@@ -50,4 +52,17 @@ fn run(mut args: impl Iterator<Item = String>) -> Result<bool, String> {
         .status()
         .map_err(|e| format!("cannot start `{python}` (it needs numpy and Pillow; --python names another): {e}"))?;
     Ok(whole && status.success())
+}
+
+/// Writes `GROUP/ID.safetensors` and `GROUP/ID.png`.
+fn write(made: &Made, out: &Path, case: &Case) -> Result<(), String> {
+    let base = out.join(&case.group).join(&case.id);
+    std::fs::create_dir_all(out.join(&case.group)).map_err(|e| e.to_string())?;
+    if !made.tensors.is_empty() {
+        candle_core::safetensors::save(&made.tensors, base.with_extension("safetensors")).map_err(|e| e.to_string())?;
+    }
+    if let Some(png) = &made.png {
+        std::fs::write(base.with_extension("png"), png).map_err(|e| e.to_string())?;
+    }
+    Ok(())
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use imaging::{Limits, Mask, Picture, Planar};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use vision::background::{BackgroundRemover, MattingSettings, cut_out, cut_out_plain};
 use vision::blip::{Blip, BlipConfig, CaptionSettings, Search};
 use vision::clip::{Clip, ClipConfig};
@@ -24,8 +25,6 @@ pub struct Case {
     pub group: String,
     pub inputs: serde_json::Value,
     pub files: HashMap<String, String>,
-    #[allow(dead_code, reason = "the tests judge by it, the program leaves that to the script")]
-    pub expect: Vec<serde_json::Value>,
 }
 
 /// What a case made.
@@ -37,8 +36,8 @@ pub struct Made {
 
 type Outcome<T> = Result<T, String>;
 
-/// Cases of this room's groups.
-pub fn cases(root: &Path) -> Outcome<Vec<Case>> {
+/// Cases of this room's groups, with as much of each as `C` asks for.
+pub fn cases<C: DeserializeOwned>(root: &Path) -> Outcome<Vec<C>> {
     #[derive(Deserialize)]
     struct Manifest {
         cases: Vec<serde_json::Value>,
@@ -67,23 +66,6 @@ pub fn run(root: &Path, case: &Case) -> Outcome<Made> {
         other => Err(VisionError::Input(format!("no group `{other}`"))),
     };
     made.map_err(|e| e.to_string())
-}
-
-impl Made {
-    /// Writes `GROUP/ID.safetensors` and `GROUP/ID.png`.
-    #[allow(dead_code, reason = "the tests look at the tensors themselves")]
-    pub fn write(&self, out: &Path, case: &Case) -> Outcome<()> {
-        let base = out.join(&case.group).join(&case.id);
-        std::fs::create_dir_all(out.join(&case.group)).map_err(|e| e.to_string())?;
-        if !self.tensors.is_empty() {
-            candle_core::safetensors::save(&self.tensors, base.with_extension("safetensors"))
-                .map_err(|e| e.to_string())?;
-        }
-        if let Some(png) = &self.png {
-            std::fs::write(base.with_extension("png"), png).map_err(|e| e.to_string())?;
-        }
-        Ok(())
-    }
 }
 
 type Run = Result<Made, VisionError>;
