@@ -399,8 +399,7 @@ fn position_biases(w: &Weights, places: &Tensor) -> Result<Tensor> {
 /// What is added to the scores of a window: one mask, or four where the picture was shifted (see [`Windows::masks`]).
 fn masks(biases: &Tensor, window: (usize, usize), shifted: bool, device: &Device) -> Result<Vec<Tensor>> {
     let (height, width) = window;
-    let biases: Vec<Vec<f32>> = biases.to_vec2()?;
-    let n_heads = biases.first().map_or(0, Vec::len);
+    let heads: Vec<Vec<f32>> = biases.t()?.contiguous()?.to_vec2()?;
     let n = height * width;
     let kinds: &[(bool, bool)] = if shifted {
         &[(false, false), (false, true), (true, false), (true, true)]
@@ -410,17 +409,17 @@ fn masks(biases: &Tensor, window: (usize, usize), shifted: bool, device: &Device
     kinds
         .iter()
         .map(|(last_row, last_column)| {
-            let mut values = Vec::with_capacity(n_heads * n * n);
-            for head in 0..n_heads {
+            let mut values = Vec::with_capacity(heads.len() * n * n);
+            for biases in &heads {
                 for (at, other) in (0..n * n).map(|i| (i / n, i % n)) {
                     let ((y, x), (other_y, other_x)) = ((at / width, at % width), (other / width, other % width));
                     let place = (y + height - 1 - other_y) * (2 * width - 1) + x + width - 1 - other_x;
                     let over = |a: usize, b: usize, len: usize| (a < len - len / 2) != (b < len - len / 2);
                     let apart = *last_row && over(y, other_y, height) || *last_column && over(x, other_x, width);
-                    values.push(biases[place][head] + if apart { APART } else { 0.0 });
+                    values.push(biases[place] + if apart { APART } else { 0.0 });
                 }
             }
-            Ok(Tensor::from_vec(values, (1, n_heads, n, n), device)?)
+            Ok(Tensor::from_vec(values, (1, heads.len(), n, n), device)?)
         })
         .collect()
 }

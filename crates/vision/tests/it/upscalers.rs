@@ -121,8 +121,8 @@ fn tiles_fade_into_each_other() {
     assert!(much < 0.5, "mean difference {much} of 255");
 }
 
-/// Tiny random networks are harsher than trained ones, as are tiles of 48 with 16 shared. Mean and largest difference of
-/// 255 that docs/PERFORMANCE.md states.
+/// Mean and largest difference of 255 that docs/PERFORMANCE.md states, for tiny networks with tiles of 48 of which 16 are
+/// shared. RealPLKSR's group norms and DAT's attention over channels take their statistics from a whole tile.
 #[test]
 fn tiled_differs_from_whole_by_no_more_than_is_stated_in_every_family() {
     let apart = |name: &str, family: &str| {
@@ -149,16 +149,15 @@ fn tiled_differs_from_whole_by_no_more_than_is_stated_in_every_family() {
         (mean, steps().max().unwrap())
     };
     let stated = [
-        ("models/alchemy/esrgan_x4.safetensors", "RRDBNet", 1.0, 30),
-        ("models/alchemy/compact_x4.safetensors", "SRVGGNetCompact", 1.0, 30),
-        ("cases/own/span_x2.safetensors", "SPAN", 1.0, 30),
-        ("cases/own/plksr_x4.safetensors", "RealPLKSR", 1.0, 30),
-        ("cases/own/dat_x2.safetensors", "DAT", 1.0, 30),
+        ("models/alchemy/esrgan_x4.safetensors", "RRDBNet", 0.6, 24),
+        ("models/alchemy/compact_x4.safetensors", "SRVGGNetCompact", 0.8, 32),
+        ("cases/own/span_x2.safetensors", "SPAN", 0.3, 60),
+        ("cases/own/plksr_x4.safetensors", "RealPLKSR", 7.0, 170),
+        ("cases/own/dat_x2.safetensors", "DAT", 6.0, 100),
     ];
     let mut beyond = Vec::new();
     for (name, family, most_mean, most) in stated {
         let (mean, worst) = apart(name, family);
-        println!("{family}: {mean:.4} {worst}");
         if mean > most_mean || worst > most {
             beyond.push(format!("{family}: mean {mean}, largest {worst}"));
         }
