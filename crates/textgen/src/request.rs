@@ -81,11 +81,12 @@ impl TextRequest {
         let mut stop: Vec<String> = Vec::new();
         let mut total_bytes = 0;
         for text in self.stop {
-            if stop.len() == Limits::STOPS || total_bytes + text.len() > Limits::STOP_TOTAL_BYTES {
+            if stop.len() == Limits::STOPS {
                 break;
             }
             // A longer text is left out, not shortened: a shortened one would end answers that nobody wanted ended.
-            if !text.is_empty() && text.len() <= Limits::STOP_BYTES && !stop.contains(&text) {
+            let fits = text.len() <= Limits::STOP_BYTES && total_bytes + text.len() <= Limits::STOP_TOTAL_BYTES;
+            if fits && !text.is_empty() && !stop.contains(&text) {
                 total_bytes += text.len();
                 stop.push(text);
             }

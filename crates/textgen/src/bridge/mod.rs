@@ -80,6 +80,8 @@ const BELIEVED: Duration = Duration::from_secs(2);
 const QUICK: Duration = Duration::from_secs(5);
 /// How often a running request looks at its watch.
 const LOOK: Duration = Duration::from_millis(100);
+/// A kept connection that the backend had closed meanwhile shows so at once; what breaks later was broken by the job.
+const AT_ONCE: Duration = Duration::from_secs(2);
 /// Answers of a backend beyond this are no answers.
 const MOST_BYTES: usize = 4 << 20;
 
@@ -170,7 +172,12 @@ impl BridgeEngine {
     /// A small JSON answer; `None` where the backend has no such route.
     async fn ask(&self, path: &str) -> Result<Option<Value>, TextError> {
         let down = |error: reqwest::Error| TextError::Unavailable(self.told(&error));
-        let response = self.send(path, None)?.timeout(QUICK).send().await.map_err(down)?;
+        let start = Instant::now();
+        let mut answer = self.send(path, None)?.timeout(QUICK).send().await;
+        if answer.as_ref().is_err_and(|error| was_closed(error, start)) {
+            answer = self.send(path, None)?.timeout(QUICK).send().await;
+        }
+        let response = answer.map_err(down)?;
         if !response.status().is_success() {
             return Ok(None);
         }
@@ -199,10 +206,15 @@ impl BridgeEngine {
         // KoboldCpp knows requests for the Horde by this beginning, and does not count them as its owner's.
         let tag = format!("HORDEREQ_{:016x}", rand::random::<u64>());
         let body = self.dialect.body(request, &model, seed, &tag);
-        let builder = self.send(self.dialect.generate_path(), Some(&body))?;
-        let mut sending = Box::pin(builder.send());
+        let send = || self.send(self.dialect.generate_path(), Some(&body));
+        let mut sending = Box::pin(send()?.send());
+        let mut is_first = true;
         let mut response = loop {
             match tokio::time::timeout(LOOK, &mut sending).await {
+                Ok(Err(error)) if is_first && was_closed(&error, start) => {
+                    is_first = false;
+                    sending = Box::pin(send()?.send());
+                }
                 Ok(sent) => break sent.map_err(|error| TextError::Unavailable(self.told(&error)))?,
                 Err(_) if watch.is_cancelled() => return Err(self.give_up(&tag, TextError::Cancelled).await),
                 Err(_) if start.elapsed() > stall => return Err(self.give_up(&tag, self.stalled(stall)).await),
@@ -295,6 +307,11 @@ impl BridgeEngine {
             let _ = request.timeout(QUICK).send().await;
         }
     }
+}
+
+/// Whether a request begun at `start` met a connection that the other side had closed, before any answer.
+fn was_closed(error: &reqwest::Error, start: Instant) -> bool {
+    error.is_request() && !error.is_connect() && !error.is_timeout() && start.elapsed() < AT_ONCE
 }
 
 impl TextEngine for BridgeEngine {

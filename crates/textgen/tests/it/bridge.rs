@@ -26,10 +26,10 @@ fn backend(answer: fn(&str) -> Option<String>) -> (String, Asked) {
     (url, asked)
 }
 
-fn serve(stream: TcpStream, answer: fn(&str) -> Option<String>, notes: &Asked) {
-    let mut reader = BufReader::new(stream);
+/// Path and body of the next request on a connection.
+fn request_of(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
     let (mut line, mut length) = (String::new(), 0);
-    reader.read_line(&mut line).unwrap();
+    reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
     let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
     loop {
         line.clear();
@@ -41,7 +41,13 @@ fn serve(stream: TcpStream, answer: fn(&str) -> Option<String>, notes: &Asked) {
         }
     }
     let mut body = vec![0; length];
-    reader.read_exact(&mut body).unwrap();
+    reader.read_exact(&mut body).ok()?;
+    Some((path, body))
+}
+
+fn serve(stream: TcpStream, answer: fn(&str) -> Option<String>, notes: &Asked) {
+    let mut reader = BufReader::new(stream);
+    let (path, body) = request_of(&mut reader).unwrap();
     notes
         .lock()
         .unwrap()
@@ -210,4 +216,138 @@ fn a_silent_backend_is_left_when_the_job_is_cancelled() {
         Err(TextError::Cancelled)
     ));
     assert!(asked.lock().unwrap().iter().any(|(path, _)| path.ends_with("/abort")));
+}
+
+/// Keeps connections for one request and answers; the second on the same connection is read and met by its end.
+fn closes_kept_connections(answer: fn(&str) -> Option<String>) -> (String, Asked) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Asked::default();
+    let notes = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let notes = Arc::clone(&notes);
+            std::thread::spawn(move || {
+                let mut reader = BufReader::new(stream);
+                let Some((path, _)) = request_of(&mut reader) else {
+                    return;
+                };
+                notes.lock().unwrap().push((path.clone(), Value::Null));
+                let text = answer(&path).unwrap_or_default();
+                let length = text.len();
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+                reader.get_mut().write_all((head + &text).as_bytes()).unwrap();
+                let second = request_of(&mut reader).map(|(path, _)| format!("closed {path}"));
+                notes.lock().unwrap().extend(second.map(|path| (path, Value::Null)));
+            });
+        }
+    });
+    (url, asked)
+}
+
+#[test]
+fn a_kept_connection_that_the_backend_closed_costs_one_more_try() {
+    let (url, asked) = closes_kept_connections(kobold);
+    let engine = engine(Dialect::Kobold, url);
+    let answer = engine.generate(request(), &NoWatch).unwrap();
+    assert_eq!(answer.text, " Hello 漢.\nUser:");
+    let asked = asked.lock().unwrap();
+    assert!(
+        asked.iter().any(|(path, _)| path.starts_with("closed")),
+        "nothing was closed: {asked:?}"
+    );
+}
+
+/// Ends the connection in the middle of the answer, or before it where `head` is false; counts the requests for text.
+fn breaks_off(head: bool) -> (TextError, usize) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(0));
+    let count = Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut reader = BufReader::new(stream);
+            let Some((path, _)) = request_of(&mut reader) else {
+                continue;
+            };
+            let stream = reader.get_mut();
+            let text = kobold(&path).unwrap_or_default();
+            if path.ends_with("/stream") {
+                *count.lock().unwrap() += 1;
+                if head {
+                    let promised = text.len() + 100;
+                    write!(
+                        stream,
+                        "HTTP/1.1 200 OK\r\ncontent-length: {promised}\r\n\r\n{}",
+                        &text[..50]
+                    )
+                    .unwrap();
+                }
+            } else {
+                let length = text.len();
+                write!(
+                    stream,
+                    "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{text}"
+                )
+                .unwrap();
+            }
+        }
+    });
+    let error = engine(Dialect::Kobold, url).generate(request(), &NoWatch).unwrap_err();
+    let count = *asked.lock().unwrap();
+    (error, count)
+}
+
+#[test]
+fn an_answer_that_broke_off_is_not_asked_for_again() {
+    let (error, count) = breaks_off(true);
+    assert!(matches!(error, TextError::Unavailable(_)), "{error}");
+    assert_eq!(count, 1, "it had begun");
+    let (error, count) = breaks_off(false);
+    assert!(matches!(error, TextError::Unavailable(_)), "{error}");
+    assert_eq!(count, 2, "one more try, and no third");
+}
+
+#[test]
+fn stop_text_bombs_are_bounded_and_harmless() {
+    let start = std::time::Instant::now();
+    let mut stop: Vec<String> = vec!["x".repeat(1 << 20), "y".repeat(1_999)];
+    stop.extend((0..100_000).map(|count| format!("stop {count}")));
+    stop.push("z".repeat(4 << 20));
+    let bomb = TextRequest { stop, ..request() }.clamped();
+    // The huge ones are left out, and those beside them are kept.
+    assert_eq!(bomb.stop.len(), textgen::Limits::STOPS);
+    assert_eq!((bomb.stop[0].len(), bomb.stop[1].as_str()), (1_999, "stop 0"));
+    let long = (0..100_000).map(|count| format!("{count:>1900}")).collect();
+    let bomb = TextRequest {
+        stop: long,
+        ..request()
+    }
+    .clamped();
+    let bytes: usize = bomb.stop.iter().map(String::len).sum();
+    assert!((1..=textgen::Limits::STOP_TOTAL_BYTES).contains(&bytes), "{bytes}");
+    let same = vec!["same".to_owned(); 100_000];
+    assert_eq!(
+        TextRequest {
+            stop: same,
+            ..request()
+        }
+        .clamped()
+        .stop,
+        ["same"]
+    );
+
+    // What is left is looked for quickly, in an answer that nearly holds it everywhere.
+    let near = "ab".repeat(900);
+    let stop = (0..32).map(|count| format!("{near}{count}")).collect();
+    let request = TextRequest { stop, ..request() }.clamped();
+    let mut scanner = textgen::stop::StopScanner::new(&request.stop);
+    let mut answer = Vec::new();
+    for _ in 0..4_096 {
+        answer.extend_from_slice(b"ab");
+        assert_eq!(scanner.scan(&answer), None);
+    }
+    answer.extend_from_slice(b"7");
+    assert!(scanner.scan(&answer).is_some());
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
 }
