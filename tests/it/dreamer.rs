@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use e2e::demo::dreamer::{asks, body, read, stage, verdict};
+use e2e::demo::dreamer::{Ask, asks, body, read, stage, stage_with, verdict};
+use e2e::demo::shapes::difference;
 use serde_json::json;
 
 /// Loading and drawing on two busy cores, with room.
@@ -75,4 +76,68 @@ async fn a_source_that_is_gone_and_a_prompt_without_end_cost_no_job() {
     let noted = ("source_image".to_owned(), "download_failed".to_owned(), String::new());
     assert_eq!(done[0].metadata, [noted]);
     assert_eq!(books.summary["faulted"], json!(0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_passes_follow_the_hordes_size_rules_and_endless_prompts_are_read() {
+    let models = tempfile::tempdir().expect("a folder for models");
+    let extra = [("DREAMER_UNCHECKED_ON_LOOPBACK", "true"), ("DREAMER_MAX_POWER", "16")];
+    let mut stage = stage_with(models.path(), &extra).await.expect("dreamer starts");
+    let red = "a large red circle on a blue background";
+    let sized = |width: u32, hires: bool| {
+        let params = json!({ "width": width, "height": 576, "steps": 2, "hires_fix": hires });
+        (red.to_owned(), params)
+    };
+    let small = || json!({ "steps": 1, "cfg_scale": 1.0 });
+    let asked = [
+        sized(576, false),
+        sized(576, true),
+        // One side is no longer than the model's own: there is nothing to enlarge from.
+        sized(512, false),
+        sized(512, true),
+        ("(".repeat(100_000), small()),
+        ("a circle ".repeat(100_000 / 9), small()),
+    ];
+    let mut ids = Vec::new();
+    for (prompt, params) in asked {
+        let ask = Ask {
+            title: "",
+            prompt: "",
+            params,
+            body: json!({ "prompt": prompt }),
+        };
+        ids.push(
+            stage
+                .requester
+                .file("generate/async", &body(&ask))
+                .await
+                .expect("filed"),
+        );
+    }
+    let results = stage
+        .finished("generate/status", &ids, PATIENCE)
+        .await
+        .expect("answers");
+    let mut pictures = Vec::new();
+    for result in &results {
+        let mut done = read(&stage, result).await.expect("pictures");
+        pictures.push(done.pictures.pop().expect("every job has its picture"));
+    }
+    let books = stage.close().await.expect("dreamer drains and ends");
+    assert_eq!(
+        (&books.summary["accepted"], &books.summary["faulted"]),
+        (&json!(6), &json!(0))
+    );
+    let sizes: Vec<_> = pictures[..4]
+        .iter()
+        .map(|picture| (picture.width(), picture.height()))
+        .collect();
+    assert_eq!(sizes, [(576, 576), (576, 576), (512, 576), (512, 576)]);
+    let apart = |a: usize, b: usize| difference(&pictures[a], &pictures[b], |_, _| true).expect("one size");
+    assert!(
+        apart(0, 1) > 2.0,
+        "a second pass makes another picture: {}",
+        apart(0, 1)
+    );
+    assert_eq!(apart(2, 3), 0.0, "a picture that needs no second pass has none");
 }
