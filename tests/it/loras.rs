@@ -58,7 +58,27 @@ fn forgetful() -> Vec<u8> {
     out
 }
 
-/// Serves the LoRA's record and file for as long as the test runs; gives the address of the API.
+/// An inversion that means what the word `red` means: its place in the tiny model's table, a row of f16.
+fn red() -> Vec<u8> {
+    const RED: usize = 736;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors");
+    let file = std::fs::read(path).expect("the tiny model is part of the repository");
+    let length = usize::try_from(u64::from_le_bytes(file[..8].try_into().expect("8 bytes"))).expect("a length");
+    let header: Value = serde_json::from_slice(&file[8..8 + length]).expect("a header");
+    let mut tensors = header.as_object().expect("an object").iter();
+    let (_, table) = tensors
+        .find(|(key, _)| key.ends_with("token_embedding.weight"))
+        .expect("a table of tokens");
+    let number = |pointer: &str| table.pointer(pointer).and_then(Value::as_u64).expect("a number") as usize;
+    assert_eq!(table["dtype"], "F16");
+    let width = number("/shape/1");
+    let at = 8 + length + number("/data_offsets/0") + RED * width * 2;
+    let head = json!({ "emb_params": { "dtype": "F16", "shape": [1, width], "data_offsets": [0, 2 * width] } });
+    let head = head.to_string().into_bytes();
+    [&(head.len() as u64).to_le_bytes()[..], &head, &file[at..at + 2 * width]].concat()
+}
+
+/// Serves the LoRA's record and file, and the inversion's, for as long as the test runs; gives the address of the API.
 async fn civitai(file: Vec<u8>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let host = listener.local_addr().expect("an address").to_string();
@@ -73,9 +93,16 @@ async fn civitai(file: Vec<u8>) -> String {
         }],
     });
     let record = record.to_string().into_bytes();
+    let inversion = red();
+    let converted = json!({
+        "url": format!("http://{host}/inversion.safetensors"),
+        "sha256": Sha256::digest(&inversion).encode_hex::<String>(),
+    });
+    let converted = converted.to_string().into_bytes();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let (record, file) = (record.clone(), file.clone());
+            let (converted, inversion) = (converted.clone(), inversion.clone());
             tokio::spawn(async move {
                 let mut asked = Vec::new();
                 while !asked.windows(4).any(|end| end == b"\r\n\r\n") {
@@ -88,6 +115,10 @@ async fn civitai(file: Vec<u8>) -> String {
                 let text = String::from_utf8_lossy(&asked).into_owned();
                 let (status, kind, bytes) = if text.contains("/api/download/models/41") {
                     ("200 OK", "application/octet-stream", file)
+                } else if text.contains("/inversion.safetensors") {
+                    ("200 OK", "application/octet-stream", inversion)
+                } else if text.contains("/api/v1/embedding/77") {
+                    ("200 OK", "application/json", converted)
                 } else if text.contains("/api/v1/model-versions/41") {
                     ("200 OK", "application/json", record)
                 } else {
@@ -162,4 +193,60 @@ async fn a_lora_is_fetched_put_on_and_taken_off_without_a_trace() {
     assert!(apart(1, 2) < 1.0, "with it the prompt does not matter: {}", apart(1, 2));
     assert_eq!(apart(0, 3), 0.0, "at strength 0 it does nothing");
     assert_eq!(apart(0, 4), 0.0, "nothing of it is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_inversion_is_fetched_and_means_what_its_vectors_mean() {
+    let models = tempfile::tempdir().expect("a folder for models");
+    let address = civitai(forgetful()).await;
+    let extra = [
+        ("DREAMER_UNCHECKED_ON_LOOPBACK", "true"),
+        ("DREAMER_EMBEDDINGS_URL", address.as_str()),
+    ];
+    let mut stage = stage_with(models.path(), &extra).await.expect("dreamer starts");
+    let ask = |prompt: &'static str, name: &str| Ask {
+        title: prompt,
+        prompt,
+        params: match name {
+            "" => json!({ "seed": "3" }),
+            name => json!({ "seed": "3", "tis": [{ "name": name }] }),
+        },
+        body: json!({}),
+    };
+    let (word, inverted) = (
+        "a large red circle on a blue background",
+        "a large embedding:77 circle on a blue background",
+    );
+    let asks = [
+        ask(word, ""),
+        ask(inverted, "77"),
+        ask(inverted, ""),
+        ask(inverted, "78"),
+    ];
+    let mut ids = Vec::new();
+    for ask in &asks {
+        ids.push(stage.requester.file("generate/async", &body(ask)).await.expect("filed"));
+    }
+    let results = stage
+        .finished("generate/status", &ids, PATIENCE)
+        .await
+        .expect("answers");
+    let mut done: Vec<Done> = Vec::new();
+    for result in &results {
+        done.push(read(&stage, result).await.expect("pictures"));
+    }
+    let books = stage.close().await.expect("dreamer drains and ends");
+    assert_eq!(books.summary["faulted"], json!(0));
+    let apart =
+        |a: usize, b: usize| difference(&done[a].pictures[0], &done[b].pictures[0], |_, _| true).expect("one size");
+    assert_eq!(apart(0, 1), 0.0, "its vector is the word's");
+    assert!(
+        apart(1, 2) > 2.0,
+        "nothing of it is left for the next job: {}",
+        apart(1, 2)
+    );
+    assert_eq!(apart(2, 3), 0.0, "one that is not there means nothing");
+    assert!(done[..3].iter().all(|done| done.metadata.is_empty()));
+    let noted = ("ti".to_owned(), "download_failed".to_owned(), "78".to_owned());
+    assert_eq!(done[3].metadata, [noted]);
 }
