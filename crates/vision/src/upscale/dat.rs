@@ -463,7 +463,7 @@ impl Network for Dat {
 
     fn floats_per_pixel(&self) -> usize {
         // A block holds queries, keys, values, their windows and the results; the end holds two enlarged maps of 64.
-        let blocks = 16 * self.first.out_channels();
+        let blocks = 20 * self.first.out_channels();
         let end = match &self.up {
             Up::Direct(conv) => 2 * conv.out_channels(),
             Up::Shuffles { before, .. } => 3 * before.out_channels() * self.scale * self.scale,

@@ -168,7 +168,9 @@ impl Network for Rrdb {
         let growth = self.blocks.first().map_or(0, |b| b[0].0[0].out_channels());
         let dense = 2 * (features + 4 * growth) + 4 * features;
         let enlarged = 3 * features * (1 << self.up.len()) * (1 << self.up.len());
-        dense.max(enlarged) / (self.unshuffle * self.unshuffle)
+        // The colours of the result: as a tensor, as planes and on the way between.
+        let colours = 4 * 3 * self.scale() * self.scale();
+        dense.max(enlarged) / (self.unshuffle * self.unshuffle) + colours
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -70,7 +70,8 @@ impl TilePlan {
             scale,
             width,
             height,
-            peak_bytes: bytes(tile) + band + result + width * height * 12,
+            // A band exists as sums, its finished rows also by themselves and as bytes.
+            peak_bytes: bytes(tile) + band * 9 / 4 + result + width * height * 12,
         }
     }
 
