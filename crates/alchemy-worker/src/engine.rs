@@ -266,7 +266,9 @@ impl Engine for AlchemyEngine {
 
     fn run(&self, work: Work, job: &dyn JobContext) -> Result<Vec<Result<Output, Fault>>, Fault> {
         job.progress(0, 1, "decode");
-        Ok(vec![self.do_form(&work, job)])
+        let done = self.do_form(&work, job);
+        vision::allocator::give_back();
+        Ok(vec![done])
     }
 }
 

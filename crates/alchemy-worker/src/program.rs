@@ -94,6 +94,7 @@ impl Program for Alchemist {
     }
 
     fn engine(config: Value, device: &str) -> Result<AlchemyEngine, Stop> {
+        vision::allocator::keep_freed();
         let device = vision::device::open(device).map_err(|error| {
             Stop::no_device(format!("the device `{device}` cannot be used: {error}"))
                 .hint("`alchemist doctor` lists the devices; `cpu` is always there")

@@ -25,4 +25,4 @@ pub use pipeline::Pipeline;
 pub use plan::{MemoryPlan, Outline, plan};
 pub use progress::{Eta, Notice, Progress};
 pub use request::{Hires, Request, Source};
-pub use tensor_ops::memory;
+pub use tensor_ops::{allocator, memory};

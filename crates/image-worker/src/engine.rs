@@ -322,7 +322,9 @@ impl Engine for DreamerEngine {
     }
 
     fn run(&self, work: Work, job: &dyn JobContext) -> Result<Vec<Result<Output, Fault>>, Fault> {
-        self.work(&work, job)
+        let done = self.work(&work, job);
+        diffusion::allocator::give_back();
+        done
     }
 }
 

@@ -135,6 +135,7 @@ impl Program for Dreamer {
     }
 
     fn engine(config: Value, device: &str) -> Result<DreamerEngine, Stop> {
+        diffusion::allocator::keep_freed();
         let told: Told = serde_json::from_value(config)
             .map_err(|error| Stop::failed(format!("the engine's settings cannot be read: {error}")))?;
         let device = opened(device)?;

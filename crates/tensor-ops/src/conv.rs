@@ -57,7 +57,61 @@ pub fn conv2d_act(
     conv: &Conv,
     activation: Activation,
 ) -> Result<Tensor> {
-    let (_, c_in, height, width) = x.dims4()?;
+    let after = After {
+        activation,
+        ..After::default()
+    };
+    conv2d_joined(&[x], weight, bias, conv, &after)
+}
+
+/// What is done to a convolution's result while it is still in the cache, in this order.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct After<'a> {
+    /// Applied to each number.
+    pub activation: Activation,
+    /// Factors of negative numbers, one for each channel or one for all (PReLU); instead of the activation.
+    pub slopes: Option<&'a Tensor>,
+    /// A factor, and what is added to the product: a tensor of the result's shape.
+    pub scaled_onto: Option<(f64, &'a Tensor)>,
+}
+
+impl After<'_> {
+    fn apply(&self, y: Tensor) -> Result<Tensor> {
+        let y = match self.slopes {
+            Some(slopes) => {
+                let slopes = slopes.reshape((1, (), 1, 1))?;
+                (y.relu()? - y.neg()?.relu()?.broadcast_mul(&slopes)?)?
+            }
+            None => self.activation.apply(&y)?,
+        };
+        match self.scaled_onto {
+            Some((factor, onto)) => (y * factor)? + onto,
+            None => Ok(y),
+        }
+    }
+}
+
+/// Convolution of pictures joined along their channels, `xs (b, c.., h, w)`, without joining them in memory where a kernel
+/// of ours runs; `weight (co, ci / groups, kh, kw)` with the sum of the channels as `ci`.
+pub fn conv2d_joined(
+    xs: &[&Tensor],
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    conv: &Conv,
+    after: &After<'_>,
+) -> Result<Tensor> {
+    let Some(x) = xs.first() else {
+        candle_core::bail!("a convolution of no picture");
+    };
+    let (batch, _, height, width) = x.dims4()?;
+    let mut c_in = 0;
+    for x in xs {
+        let (b, c, h, w) = x.dims4()?;
+        if (b, h, w) != (batch, height, width) {
+            candle_core::bail!("pictures of {:?} and {:?} cannot be joined", xs[0].shape(), x.shape());
+        }
+        c_in += c;
+    }
     let (c_out, c_group, kernel_h, kernel_w) = weight.dims4()?;
     if conv.stride == 0 || conv.dilation == 0 || conv.groups == 0 {
         candle_core::bail!("convolution with a zero stride, dilation or group count");
@@ -79,28 +133,57 @@ pub fn conv2d_act(
     if height + border < reach(kernel_h) || width + border < reach(kernel_w) {
         candle_core::bail!("a picture of {width}x{height} is smaller than the kernel {kernel_w}x{kernel_h}");
     }
-    let (x, padding) = if conv.circular && conv.padding > 0 {
-        (wrap(x, conv.padding)?, 0)
-    } else {
-        (x.clone(), conv.padding)
-    };
-    if conv.groups == 1 && cpu::takes([&x, weight].into_iter().chain(bias)) {
+    if after
+        .slopes
+        .is_some_and(|slopes| slopes.elem_count() != 1 && slopes.elem_count() != c_out)
+    {
+        candle_core::bail!("slopes do not fit {c_out} output channels");
+    }
+    let wraps = conv.circular && conv.padding > 0;
+    let padding = if wraps { 0 } else { conv.padding };
+    let operands = xs.iter().copied().chain([weight]).chain(bias).chain(after.slopes);
+    let operands = operands.chain(after.scaled_onto.map(|(_, onto)| onto));
+    if conv.groups == 1 && cpu::takes(operands) {
+        let mut parts = Vec::with_capacity(xs.len());
+        for x in xs {
+            let x = if wraps { wrap(x, conv.padding)? } else { (*x).clone() };
+            parts.push(x.contiguous()?);
+        }
+        let x = parts.remove(0);
         let op = cpu::Convolve {
             conv: Conv { padding, ..*conv },
-            activation,
+            activation: after.activation,
+            more: parts,
+            slopes: after.slopes.map(|slopes| slopes.flatten_all()?.to_vec1()).transpose()?,
+            scaled_onto: after
+                .scaled_onto
+                .map(|(factor, onto)| Ok::<_, candle_core::Error>((factor as f32, onto.contiguous()?)))
+                .transpose()?,
         };
-        return x
-            .contiguous()?
-            .apply_op3_no_bwd(&weight.contiguous()?, &cpu::bias_or_empty(bias)?, &op);
+        return x.apply_op3_no_bwd(&weight.contiguous()?, &cpu::bias_or_empty(bias)?, &op);
     }
+    let x = match xs {
+        [x] => (*x).clone(),
+        _ => Tensor::cat(xs, 1)?,
+    };
+    let x = if wraps { wrap(&x, conv.padding)? } else { x };
     if c_group == 1 && c_out == c_in && cpu::takes([&x, weight].into_iter().chain(bias)) {
         let op = cpu::ConvolveEach {
             conv: Conv { padding, ..*conv },
-            activation,
+            activation: if after.slopes.is_some() {
+                Activation::None
+            } else {
+                after.activation
+            },
         };
-        return x
+        let y = x
             .contiguous()?
-            .apply_op3_no_bwd(&weight.contiguous()?, &cpu::bias_or_empty(bias)?, &op);
+            .apply_op3_no_bwd(&weight.contiguous()?, &cpu::bias_or_empty(bias)?, &op)?;
+        let rest = After {
+            activation: Activation::None,
+            ..*after
+        };
+        return rest.apply(y);
     }
     let dtype = product_dtype(&x);
     let y = x
@@ -118,7 +201,7 @@ pub fn conv2d_act(
         Some(bias) => y.broadcast_add(&bias.reshape((1, c_out, 1, 1))?)?,
         None => y,
     };
-    activation.apply(&y)
+    after.apply(y)
 }
 
 /// Continues a picture by `n` rows and columns of its opposite edges.

@@ -6,6 +6,7 @@
 //! On the CPU f32 has kernels of its own (`cpu`); every other device and dtype keeps candle's operations.
 
 mod activation;
+pub mod allocator;
 mod attention;
 mod conv;
 mod cpu;
@@ -18,7 +19,7 @@ mod widen;
 
 pub use activation::{Activation, geglu, gelu_erf, quick_gelu, silu};
 pub use attention::{Attention, attention};
-pub use conv::{Conv, conv2d, conv2d_act};
+pub use conv::{After, Conv, conv2d, conv2d_act, conv2d_joined};
 pub use linear::{linear, linear_act};
 pub use norm::{GroupNorm, group_norm, layer_norm};
 pub use resample::{pixel_shuffle, pixel_unshuffle, upsample_nearest};

@@ -1,7 +1,7 @@
 //! Layers as checkpoints name them, each read from [`Weights`] and run through the kernels of `tensor-ops`.
 
 use candle_core::{D, Tensor};
-use tensor_ops::Activation;
+use tensor_ops::{Activation, After};
 
 use crate::error::Result;
 use crate::weights::Weights;
@@ -119,8 +119,28 @@ impl Conv {
     }
 
     pub(crate) fn forward_act(&self, x: &Tensor, act: Act) -> Result<Tensor> {
-        let y = tensor_ops::conv2d_act(x, &self.weight, self.bias.as_ref(), &self.shape, act.fused())?;
+        self.forward_joined(&[x], act)
+    }
+
+    /// Of pictures joined along their channels.
+    pub(crate) fn forward_joined(&self, xs: &[&Tensor], act: Act) -> Result<Tensor> {
+        let after = After {
+            activation: act.fused(),
+            ..After::default()
+        };
+        let y = self.forward_after(xs, &after)?;
         if act == Act::Mish { act.run(&y) } else { Ok(y) }
+    }
+
+    /// Of pictures joined along their channels, with whatever comes after.
+    pub(crate) fn forward_after(&self, xs: &[&Tensor], after: &After<'_>) -> Result<Tensor> {
+        Ok(tensor_ops::conv2d_joined(
+            xs,
+            &self.weight,
+            self.bias.as_ref(),
+            &self.shape,
+            after,
+        )?)
     }
 }
 

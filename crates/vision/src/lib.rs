@@ -19,5 +19,5 @@ mod weights;
 
 pub use candle_core::Device;
 pub use error::{Result, VisionError};
-pub use tensor_ops::device;
+pub use tensor_ops::{allocator, device};
 pub use weights::Weights;

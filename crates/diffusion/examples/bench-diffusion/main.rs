@@ -299,6 +299,7 @@ impl Report {
 
 /// One stage of ours in this process.
 fn alone(args: &Args) -> Result<()> {
+    diffusion::allocator::keep_freed();
     let name = args.stage.first().context("a stage")?;
     let stage = STAGES
         .into_iter()

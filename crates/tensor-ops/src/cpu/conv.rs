@@ -1,16 +1,22 @@
 //! Convolution as a product of the kernel, in its own layout, with columns copied from the picture tile by tile.
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor};
 use rayon::prelude::*;
 
 use super::matrix::{Panel, Place, Shared, View, multiply, padded, panel_width};
-use super::{numbers, scratch, simd, winograd, zeros};
+use super::{filled, numbers, scratch, simd, winograd, with_numbers};
 use crate::{Activation, Conv};
 
-/// Convolution of one group with zero padding, its bias (or an empty one) and activation.
+/// Convolution of one group with zero padding, its bias (or an empty one) and what comes after.
 pub(crate) struct Convolve {
     pub(crate) conv: Conv,
     pub(crate) activation: Activation,
+    /// Pictures whose channels come after the operand's, contiguous.
+    pub(crate) more: Vec<Tensor>,
+    /// Of negative numbers, instead of the activation.
+    pub(crate) slopes: Option<Vec<f32>>,
+    /// A factor and what is added then, contiguous.
+    pub(crate) scaled_onto: Option<(f32, Tensor)>,
 }
 
 /// The sizes of one convolution.
@@ -28,11 +34,33 @@ pub(super) struct Sizes {
     pub(super) padding: usize,
 }
 
+/// Pictures joined along their channels, each where it lies.
+pub(super) struct Joined<'a> {
+    /// The numbers of a picture's batch and its channels.
+    parts: Vec<(&'a [f32], usize)>,
+    pixels: usize,
+}
+
+impl Joined<'_> {
+    /// One channel of one picture.
+    pub(super) fn plane(&self, image: usize, mut channel: usize) -> &[f32] {
+        for (numbers, channels) in &self.parts {
+            if channel < *channels {
+                return &numbers[(image * channels + channel) * self.pixels..][..self.pixels];
+            }
+            channel -= channels;
+        }
+        unreachable!("channels are counted from the parts")
+    }
+}
+
 /// What is done to each channel of a finished tile.
 #[derive(Clone, Copy)]
 pub(super) struct Finish<'a> {
     pub(super) bias: &'a [f32],
     pub(super) activation: Activation,
+    pub(super) slopes: Option<&'a [f32]>,
+    pub(super) scaled_onto: Option<(f32, &'a [f32])>,
 }
 
 impl Finish<'_> {
@@ -40,7 +68,19 @@ impl Finish<'_> {
         if let Some(bias) = self.bias.get(channel) {
             simd::add(row, *bias);
         }
-        simd::activate(row, self.activation);
+        let activation = match self.slopes {
+            Some(slopes) => Activation::LeakyRelu(f64::from(slopes[channel % slopes.len()])),
+            None => self.activation,
+        };
+        simd::activate(row, activation);
+    }
+
+    /// The last step, for numbers that lie at `at` of the result.
+    pub(super) fn place(&self, at: usize, row: &mut [f32]) {
+        if let Some((factor, onto)) = self.scaled_onto {
+            let onto = &onto[at..][..row.len()];
+            simd::scale_onto(row, factor, onto);
+        }
     }
 }
 
@@ -61,8 +101,8 @@ impl CustomOp3 for Convolve {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (batch, c_in, height, width) = l1.shape().dims4()?;
-        let (c_out, _, kernel_h, kernel_w) = l2.shape().dims4()?;
+        let (batch, c_first, height, width) = l1.shape().dims4()?;
+        let (c_out, c_in, kernel_h, kernel_w) = l2.shape().dims4()?;
         let conv = &self.conv;
         let outputs =
             |size: usize, kernel: usize| (size + 2 * conv.padding - (kernel - 1) * conv.dilation - 1) / conv.stride + 1;
@@ -78,27 +118,53 @@ impl CustomOp3 for Convolve {
             out_w: outputs(width, kernel_w),
             padding: conv.padding,
         };
-        let (x, weight) = (numbers(s1, l1)?, numbers(s2, l2)?);
-        let finish = Finish {
-            bias: numbers(s3, l3)?,
-            activation: self.activation,
-        };
-        let dims = (batch, c_out, sizes.out_h, sizes.out_w);
-        let mut out = zeros(&[batch, c_out, sizes.out_h, sizes.out_w])?;
-        if conv.stride == 1 && conv.dilation == 1 && winograd::pays(&sizes) {
-            winograd::convolve(x, weight, &sizes, finish, &mut out);
-        } else {
-            by_columns(x, weight, &sizes, (conv, finish), &mut out);
+        let weight = numbers(s2, l2)?;
+        let more: Vec<_> = self.more.iter().map(Tensor::storage_and_layout).collect();
+        let mut parts = vec![(numbers(s1, l1)?, c_first)];
+        for (storage, layout) in &more {
+            let Storage::Cpu(storage) = &**storage else {
+                candle_core::bail!("a joined picture is not in the processor's memory");
+            };
+            parts.push((numbers(storage, layout)?, layout.dims()[1]));
         }
-        Ok((CpuStorage::F32(out), dims.into()))
+        let x = Joined {
+            parts,
+            pixels: height * width,
+        };
+        let dims = [batch, c_out, sizes.out_h, sizes.out_w];
+        let run = |onto: Option<(f32, &[f32])>| {
+            let finish = Finish {
+                bias: numbers(s3, l3)?,
+                activation: self.activation,
+                slopes: self.slopes.as_deref(),
+                scaled_onto: onto,
+            };
+            if onto.is_some_and(|(_, onto)| onto.len() != dims.iter().product::<usize>()) {
+                candle_core::bail!("what a convolution is added to does not have its shape {dims:?}");
+            }
+            // SAFETY: panels, or tiles, cover the result; each number is a product's before more is done to it.
+            unsafe {
+                filled(&dims, |out| {
+                    if conv.stride == 1 && conv.dilation == 1 && winograd::pays(&sizes) {
+                        winograd::convolve(&x, weight, &sizes, finish, out);
+                    } else {
+                        by_columns(&x, weight, &sizes, (conv, finish), out);
+                    }
+                })
+            }
+        };
+        let out = match &self.scaled_onto {
+            Some((factor, onto)) => with_numbers(onto, |onto| run(Some((*factor, onto))))?,
+            None => run(None)?,
+        };
+        Ok((CpuStorage::F32(out), dims.as_slice().into()))
     }
 }
 
-fn by_columns(x: &[f32], weight: &[f32], sizes: &Sizes, (conv, finish): (&Conv, Finish<'_>), out: &mut [f32]) {
+fn by_columns(x: &Joined<'_>, weight: &[f32], sizes: &Sizes, (conv, finish): (&Conv, Finish<'_>), out: &mut [f32]) {
     let pixels = sizes.out_h * sizes.out_w;
     let taps = sizes.kernel_h * sizes.kernel_w;
     let depth = sizes.c_in * taps;
-    let picture = sizes.c_in * sizes.height * sizes.width;
     let width = panel_width();
     let panels = pixels.div_ceil(width);
     let threads = rayon::current_num_threads().max(1);
@@ -111,7 +177,6 @@ fn by_columns(x: &[f32], weight: &[f32], sizes: &Sizes, (conv, finish): (&Conv, 
     (0..sizes.batch * panels * parts).into_par_iter().for_each(|job| {
         let (image, first, channel) = (job / parts / panels, job / parts % panels * width, job % parts * part);
         let (n, c_out) = (width.min(pixels - first), part.min(sizes.c_out - channel));
-        let x = &x[image * picture..][..picture];
         let place = Place {
             shared: &shared,
             at: (image * sizes.c_out + channel) * pixels + first,
@@ -121,13 +186,8 @@ fn by_columns(x: &[f32], weight: &[f32], sizes: &Sizes, (conv, finish): (&Conv, 
             for from in (0..sizes.c_in).step_by(step) {
                 let channels = step.min(sizes.c_in - from);
                 let columns = &mut columns[..channels * taps * padded(n)];
-                gather(
-                    &x[from * sizes.height * sizes.width..],
-                    sizes,
-                    conv,
-                    (first, n),
-                    columns,
-                );
+                let plane = |channel| x.plane(image, from + channel);
+                gather(plane, sizes, conv, (first, n), columns);
                 let kernel = View {
                     numbers: &weight[channel * depth + from * taps..],
                     row: depth,
@@ -143,20 +203,28 @@ fn by_columns(x: &[f32], weight: &[f32], sizes: &Sizes, (conv, finish): (&Conv, 
         });
         for i in 0..c_out {
             // SAFETY: as above, and the product has ended.
-            finish.apply(channel + i, unsafe { shared.slice(place.at + i * pixels, n) });
+            let row = unsafe { shared.slice(place.at + i * pixels, n) };
+            finish.apply(channel + i, row);
+            finish.place(place.at + i * pixels, row);
         }
     });
 }
 
 /// Fills a panel of `(channels · kernel_h · kernel_w, n)` with the taps of the `n` output pixels from `first` on.
-fn gather(x: &[f32], sizes: &Sizes, conv: &Conv, (first, n): (usize, usize), panel: &mut [f32]) {
+fn gather<'a>(
+    plane: impl Fn(usize) -> &'a [f32],
+    sizes: &Sizes,
+    conv: &Conv,
+    (first, n): (usize, usize),
+    panel: &mut [f32],
+) {
     let (height, width) = (sizes.height, sizes.width);
     let taps = sizes.kernel_h * sizes.kernel_w;
     for (index, line) in panel.chunks_exact_mut(padded(n)).enumerate() {
         let (line, rest) = line.split_at_mut(n);
         rest.fill(0.0);
         let (channel, tap) = (index / taps, index % taps);
-        let plane = &x[channel * height * width..][..height * width];
+        let plane = plane(channel);
         let (down, right) = (
             tap / sizes.kernel_w * conv.dilation,
             tap % sizes.kernel_w * conv.dilation,

@@ -3,8 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
 use rayon::prelude::*;
 
-use super::conv::Finish;
-use super::{numbers, zeros};
+use super::{numbers, simd, zeros};
 use crate::{Activation, Conv};
 
 /// Depthwise convolution with zero padding, its bias (or an empty one) and activation.
@@ -38,10 +37,7 @@ impl CustomOp3 for ConvolveEach {
         let outputs = |size: usize, kernel: usize| (size + 2 * padding - (kernel - 1) * dilation - 1) / stride + 1;
         let (out_h, out_w) = (outputs(height, kernel_h), outputs(width, kernel_w));
         let (x, weight) = (numbers(s1, l1)?, numbers(s2, l2)?);
-        let finish = Finish {
-            bias: numbers(s3, l3)?,
-            activation: self.activation,
-        };
+        let bias = numbers(s3, l3)?;
         let mut out = zeros(&[batch, channels, out_h, out_w])?;
         let planes = x.par_chunks_exact(height * width);
         let targets = out.par_chunks_exact_mut(out_h * out_w);
@@ -75,7 +71,10 @@ impl CustomOp3 for ConvolveEach {
                         }
                     }
                 }
-                finish.apply(channel, row);
+                if let Some(bias) = bias.get(channel) {
+                    simd::add(row, *bias);
+                }
+                simd::activate(row, self.activation);
             }
         });
         Ok((CpuStorage::F32(out), (batch, channels, out_h, out_w).into()))

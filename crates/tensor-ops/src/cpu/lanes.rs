@@ -18,6 +18,20 @@ pub(super) trait Lanes: Copy {
     unsafe fn mul(self, other: Self) -> Self;
     /// `self * factor + sum`.
     unsafe fn fma(self, factor: Self, sum: Self) -> Self;
+    /// Number `4 i + j` of the `4 COUNT` numbers at `from` as number `i` of vector `j`.
+    #[inline(always)]
+    unsafe fn quads(from: *const f32) -> [Self; 4] {
+        let mut rows = [[0f32; 16]; 4];
+        // SAFETY: the pointer is good for so many numbers, and no vector is longer than a row.
+        unsafe {
+            for i in 0..Self::COUNT {
+                for (j, row) in rows.iter_mut().enumerate() {
+                    row[i] = *from.add(4 * i + j);
+                }
+            }
+            rows.map(|row| Self::load(row.as_ptr()))
+        }
+    }
     /// The product of a whole block, in the shape of registers that suits these vectors.
     unsafe fn multiply(block: &Block<'_>);
 }
@@ -153,7 +167,7 @@ impl Lanes for Plain {
 /// A kind of vector from its intrinsics and the rows of the product's register block.
 macro_rules! vectors {
     ($name:ident, $inner:ident, $count:literal, $rows:literal, $doc:literal,
-     $load:ident, $store:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $fma:expr) => {
+     $load:ident, $store:ident, $splat:ident, $add:ident, $sub:ident, $mul:ident, $fma:expr, { $($quads:tt)* }) => {
         #[doc = $doc]
         #[derive(Clone, Copy)]
         pub(super) struct $name($inner);
@@ -200,6 +214,7 @@ macro_rules! vectors {
                 // SAFETY: the caller's block is checked.
                 unsafe { block.run::<Self, $rows>() }
             }
+            $($quads)*
         }
     };
 }
@@ -219,7 +234,26 @@ vectors!(
     _mm512_add_ps,
     _mm512_sub_ps,
     _mm512_mul_ps,
-    _mm512_fmadd_ps
+    _mm512_fmadd_ps,
+    {
+        #[inline(always)]
+        unsafe fn quads(from: *const f32) -> [Self; 4] {
+            // SAFETY: the caller's pointer is good for four vectors, and the processor has them.
+            unsafe {
+                let v = [0, 16, 32, 48].map(|at| _mm512_loadu_ps(from.add(at)));
+                let ab = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+                let cd = _mm512_setr_epi32(2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31);
+                let first = [ab, cd].map(|pick| _mm512_permutex2var_ps(v[0], pick, v[1]));
+                let second = [ab, cd].map(|pick| _mm512_permutex2var_ps(v[2], pick, v[3]));
+                [
+                    Self(_mm512_shuffle_f32x4::<0x44>(first[0], second[0])),
+                    Self(_mm512_shuffle_f32x4::<0xEE>(first[0], second[0])),
+                    Self(_mm512_shuffle_f32x4::<0x44>(first[1], second[1])),
+                    Self(_mm512_shuffle_f32x4::<0xEE>(first[1], second[1])),
+                ]
+            }
+        }
+    }
 );
 #[cfg(target_arch = "x86_64")]
 vectors!(
@@ -234,7 +268,8 @@ vectors!(
     _mm256_add_ps,
     _mm256_sub_ps,
     _mm256_mul_ps,
-    _mm256_fmadd_ps
+    _mm256_fmadd_ps,
+    {}
 );
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::*;
@@ -251,5 +286,13 @@ vectors!(
     vaddq_f32,
     vsubq_f32,
     vmulq_f32,
-    |a, b, c| vfmaq_f32(c, a, b)
+    |a, b, c| vfmaq_f32(c, a, b),
+    {
+        #[inline(always)]
+        unsafe fn quads(from: *const f32) -> [Self; 4] {
+            // SAFETY: the caller's pointer is good for four vectors.
+            let v = unsafe { vld4q_f32(from) };
+            [Self(v.0), Self(v.1), Self(v.2), Self(v.3)]
+        }
+    }
 );

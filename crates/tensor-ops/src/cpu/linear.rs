@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape};
 use rayon::prelude::*;
 
 use super::matrix::{Panel, Place, Shared, View, multiply, pack_transposed, padded, panel_width};
-use super::{numbers, scratch, simd, zeros};
+use super::{filled, numbers, scratch, simd};
 use crate::Activation;
 
 /// `x (rows, in)`, `weight (out, in)`, `bias (out)` or empty -> `(rows, out)`.
@@ -43,7 +43,6 @@ impl CustomOp3 for Multiply {
     ) -> Result<(CpuStorage, Shape)> {
         let (rows, n_in) = l1.shape().dims2()?;
         let (n_out, _) = l2.shape().dims2()?;
-        let mut out = zeros(&[rows, n_out])?;
         let problem = Problem {
             x: numbers(s1, l1)?,
             weight: numbers(s2, l2)?,
@@ -53,11 +52,16 @@ impl CustomOp3 for Multiply {
             n_out,
             activation: self.0,
         };
-        if rows >= n_out {
-            by_packed_weight(&problem, &Shared::new(&mut out));
-        } else {
-            by_packed_rows(&problem, &Shared::new(&mut out));
-        }
+        // SAFETY: the panels or chunks of outputs cover the result; each number is a product's before more is done to it.
+        let out = unsafe {
+            filled(&[rows, n_out], |out| {
+                if rows >= n_out {
+                    by_packed_weight(&problem, &Shared::new(out));
+                } else {
+                    by_packed_rows(&problem, &Shared::new(out));
+                }
+            })
+        }?;
         Ok((CpuStorage::F32(out), (rows, n_out).into()))
     }
 }

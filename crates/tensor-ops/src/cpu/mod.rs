@@ -22,7 +22,7 @@ pub(crate) use upsample::Nearest;
 
 use std::cell::Cell;
 
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Tensor};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
 
 /// Whether every tensor is a non-empty f32 one in the processor's memory.
 pub(crate) fn takes<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
@@ -47,13 +47,44 @@ fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     }
 }
 
-/// Zeros for a result; an error where the size cannot be counted.
-fn zeros(dims: &[usize]) -> Result<Vec<f32>> {
+/// The numbers of a result; an error where they cannot be counted.
+fn count(dims: &[usize]) -> Result<usize> {
     let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
     match count.filter(|n| n.checked_mul(4).is_some_and(|bytes| bytes <= isize::MAX as usize)) {
-        Some(n) => Ok(vec![0.0; n]),
+        Some(n) => Ok(n),
         None => candle_core::bail!("a result of {dims:?} is too large"),
     }
+}
+
+/// The numbers of a contiguous f32 tensor that an operation holds beside its operands.
+fn with_numbers<R>(tensor: &Tensor, work: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => work(numbers(storage, layout)?),
+        _ => candle_core::bail!("a kernel's operand is not in the processor's memory"),
+    }
+}
+
+/// Zeros for a result; an error where the size cannot be counted.
+fn zeros(dims: &[usize]) -> Result<Vec<f32>> {
+    Ok(vec![0.0; count(dims)?])
+}
+
+/// A result that `fill` writes; an error where the size cannot be counted or there is no memory for it.
+///
+/// # Safety
+/// `fill` writes every number, and none is read before it is written.
+unsafe fn filled(dims: &[usize], fill: impl FnOnce(&mut [f32])) -> Result<Vec<f32>> {
+    let n = count(dims)?;
+    let mut out: Vec<f32> = Vec::new();
+    if out.try_reserve_exact(n).is_err() {
+        candle_core::bail!("there is no memory for a result of {dims:?}");
+    }
+    // SAFETY: the capacity holds `n` numbers, which are only written until all of them are (the caller's promise).
+    fill(unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr(), n) });
+    // SAFETY: as above.
+    unsafe { out.set_len(n) };
+    Ok(out)
 }
 
 /// Lends `n` numbers of this thread's scratch memory, with whatever they held before.

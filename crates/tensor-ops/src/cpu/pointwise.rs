@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 use rayon::prelude::*;
 
-use super::{numbers, simd, zeros};
+use super::{filled, numbers, simd};
 use crate::Activation;
 
 /// Numbers a thread takes at a time: they fit the second-level cache.
@@ -19,11 +19,15 @@ impl CustomOp1 for Activate {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let x = numbers(storage, layout)?;
-        let mut out = zeros(layout.dims())?;
-        out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(out, x)| {
-            out.copy_from_slice(x);
-            simd::activate(out, self.0);
-        });
+        // SAFETY: all chunks are copied before anything else is done to them.
+        let out = unsafe {
+            filled(layout.dims(), |out| {
+                out.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(out, x)| {
+                    out.copy_from_slice(x);
+                    simd::activate(out, self.0);
+                });
+            })
+        }?;
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
 }
@@ -44,15 +48,19 @@ impl CustomOp1 for Geglu {
         };
         *last /= 2;
         let n = *last;
-        let mut out = zeros(&dims)?;
         let rows = CHUNK.div_ceil(n);
-        out.par_chunks_mut(rows * n)
-            .zip(x.par_chunks(rows * 2 * n))
-            .for_each(|(out, x)| {
-                for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(2 * n)) {
-                    simd::geglu_row(x, out);
-                }
-            });
+        // SAFETY: each row is written whole and never read.
+        let out = unsafe {
+            filled(&dims, |out| {
+                out.par_chunks_mut(rows * n)
+                    .zip(x.par_chunks(rows * 2 * n))
+                    .for_each(|(out, x)| {
+                        for (out, x) in out.chunks_exact_mut(n).zip(x.chunks_exact(2 * n)) {
+                            simd::geglu_row(x, out);
+                        }
+                    });
+            })
+        }?;
         Ok((CpuStorage::F32(out), dims.into()))
     }
 }

@@ -250,6 +250,17 @@ vectorised! {
 }
 
 #[inline(always)]
+fn scale_onto_loop<const FMA: bool>(x: &mut [f32], factor: f32, onto: &[f32]) {
+    for (x, onto) in x.iter_mut().zip(onto) {
+        *x = fma::<FMA>(*x, factor, *onto);
+    }
+}
+vectorised! {
+    /// `x * factor + onto`, element by element.
+    pub(super) fn scale_onto(x: &mut [f32], factor: f32, onto: &[f32]) = scale_onto_loop
+}
+
+#[inline(always)]
 fn add_row_loop<const FMA: bool>(x: &mut [f32], bias: &[f32]) {
     for (x, bias) in x.iter_mut().zip(bias) {
         *x += bias;

@@ -6,10 +6,10 @@
 
 use rayon::prelude::*;
 
-use super::conv::{Finish, Sizes};
+use super::conv::{Finish, Joined, Sizes};
 use super::lanes::{Lanes, dispatched};
 use super::matrix::{Panel, Place, Shared, View, multiply, padded, panel_width};
-use super::{scratch, simd};
+use super::scratch;
 
 /// Transformed values of one tile.
 const POINTS: usize = 36;
@@ -56,7 +56,7 @@ impl Tiles<'_> {
     }
 }
 
-pub(super) fn convolve(x: &[f32], weight: &[f32], sizes: &Sizes, finish: Finish<'_>, out: &mut [f32]) {
+pub(super) fn convolve(x: &Joined<'_>, weight: &[f32], sizes: &Sizes, finish: Finish<'_>, out: &mut [f32]) {
     let (c_in, c_out) = (sizes.c_in, sizes.c_out);
     let across = sizes.out_w.div_ceil(4);
     let per_image = across * sizes.out_h.div_ceil(4);
@@ -72,7 +72,10 @@ pub(super) fn convolve(x: &[f32], weight: &[f32], sizes: &Sizes, finish: Finish<
     let point_room = |columns: usize| c_in * padded(columns) + GAP;
     let panel_room = POINTS * point_room(width);
     let run = (RUN / panel_room).clamp(1, panels);
-    let mut points = vec![0f32; run.min(panels) * panel_room];
+    let n_points = run.min(panels) * panel_room;
+    let mut points: Vec<f32> = Vec::with_capacity(n_points);
+    // SAFETY: the capacity is that large, and only numbers that a panel's transform has written are multiplied.
+    let points = unsafe { std::slice::from_raw_parts_mut(points.as_mut_ptr(), n_points) };
     let threads = rayon::current_num_threads().max(1);
     let outputs = OUTPUTS.min(c_out.div_ceil(threads).next_multiple_of(8));
     let groups = c_out.div_ceil(outputs);
@@ -81,21 +84,23 @@ pub(super) fn convolve(x: &[f32], weight: &[f32], sizes: &Sizes, finish: Finish<
         let run = run.min(panels - first);
         let step = (c_in * run).div_ceil(4 * threads).clamp(1, c_in);
         let parts = c_in.div_ceil(step);
-        let whole = Shared::new(&mut points);
+        let whole = Shared::new(points);
         (0..run * parts).into_par_iter().for_each(|job| {
             let (panel, channel) = (job / parts, job % parts * step);
             let tile = (first + panel) * width;
             let columns = tiles.columns(tile);
+            let mut pixels = [[0f32; WIDEST]; POINTS];
             for channel in channel..(channel + step).min(c_in) {
                 let places = Places {
                     shared: &whole,
                     at: panel * panel_room + channel * padded(columns),
                     stride: point_room(columns),
                 };
-                input(x, &tiles, (tile, columns, channel), places);
+                input(x, &tiles, (tile, columns, channel), &mut pixels);
+                input_points(&pixels, padded(columns), &places);
             }
         });
-        let points = &points;
+        let points = &*points;
         // Where output channels are few the run's panels are shared out too.
         let shares = (2 * threads).div_ceil(groups).min(run);
         let share = run.div_ceil(shares);
@@ -167,42 +172,75 @@ struct Places<'a> {
     stride: usize,
 }
 
-/// Transforms one channel of one panel of tiles.
-fn input(x: &[f32], tiles: &Tiles<'_>, (tile, columns, channel): (usize, usize, usize), places: Places<'_>) {
+/// Lays pixel `(y, x)` of one channel of every tile of a panel side by side.
+fn input(
+    x: &Joined<'_>,
+    tiles: &Tiles<'_>,
+    (tile, columns, channel): (usize, usize, usize),
+    pixels: &mut [[f32; WIDEST]; POINTS],
+) {
     let sizes = tiles.sizes;
     let (height, width, padding) = (sizes.height, sizes.width, sizes.padding);
-    // Pixel (y, x) of every tile: the tiles lie side by side.
-    let mut pixels = [[0f32; WIDEST]; POINTS];
     tiles.stretches(tile, columns, |image, row, column, at, n| {
-        let plane = &x[(image * sizes.c_in + channel) * height * width..][..height * width];
+        let plane = x.plane(image, channel);
+        let (start, reach) = (4 * column, 4 * n + 2);
+        let mut edge = [0f32; 4 * WIDEST + 4];
         for (y, pixels) in pixels.chunks_exact_mut(6).enumerate() {
             // Positions are counted in the padded picture, so that they stay unsigned.
             let source = 4 * row + y;
-            let mut line = [0f32; 4 * WIDEST + 4];
-            if source >= padding && source < height + padding {
-                let source = &plane[(source - padding) * width..][..width];
-                let start = 4 * column;
-                let before = padding.saturating_sub(start).min(4 * n + 2);
-                let end = (width + padding).saturating_sub(start).clamp(before, 4 * n + 2);
+            if source < padding || source >= height + padding {
+                pixels.iter_mut().for_each(|pixels| pixels[at..at + n].fill(0.0));
+                continue;
+            }
+            let source = &plane[(source - padding) * width..][..width];
+            let line = if start >= padding && start - padding + reach <= width {
+                &source[start - padding..][..reach]
+            } else {
+                let before = padding.saturating_sub(start).min(reach);
+                let end = (width + padding).saturating_sub(start).clamp(before, reach);
+                edge[..before].fill(0.0);
+                edge[end..].fill(0.0);
                 if end > before {
-                    line[before..end].copy_from_slice(&source[start + before - padding..][..end - before]);
+                    edge[before..end].copy_from_slice(&source[start + before - padding..][..end - before]);
                 }
-            }
-            let [a, b, c, d, e, f] = pixels else {
-                unreachable!("chunks of six")
+                &edge[..reach]
             };
-            let (quads, _) = line.as_chunks::<4>();
-            let targets = a[at..at + n].iter_mut().zip(&mut b[at..at + n]);
-            let targets = targets.zip(&mut c[at..at + n]).zip(&mut d[at..at + n]);
-            for ((((a, b), c), d), quad) in targets.zip(quads) {
-                [*a, *b, *c, *d] = *quad;
-            }
-            e[at..at + n - 1].copy_from_slice(&a[at + 1..at + n]);
-            f[at..at + n - 1].copy_from_slice(&b[at + 1..at + n]);
-            (e[at + n - 1], f[at + n - 1]) = (line[4 * n], line[4 * n + 1]);
+            spread(line, pixels, at, n);
         }
     });
-    input_points(&pixels, padded(columns), &places);
+}
+
+/// Number `4 i + j` of a line of `4 n + 2` goes to `pixels[j][at + i]`, for `j` in 0..6.
+#[inline(always)]
+unsafe fn spread_any<L: Lanes>(line: &[f32], pixels: &mut [[f32; WIDEST]], at: usize, n: usize) {
+    assert!(line.len() == 4 * n + 2 && at + n <= WIDEST && pixels.len() == 6);
+    let mut done = 0;
+    let rows = pixels.as_mut_ptr().cast::<f32>();
+    // SAFETY: vectors end with number 4 n - 1 of the line at most, and within their rows (asserted) but for one number of
+    // the next row, which is read and overwritten.
+    unsafe {
+        while done + L::COUNT <= n {
+            let from = line.as_ptr().add(4 * done);
+            for (j, v) in L::quads(from).iter().enumerate() {
+                v.store(rows.add(j * WIDEST + at + done));
+            }
+            // The fifth and sixth are the next tile's first and second.
+            for j in 0..2 {
+                let row = rows.add(j * WIDEST + at + done);
+                L::load(row.add(1)).store(row.add(4 * WIDEST));
+                *row.add(4 * WIDEST + L::COUNT - 1) = *from.add(4 * L::COUNT + j);
+            }
+            done += L::COUNT;
+        }
+        for i in done..n {
+            for j in 0..6 {
+                *rows.add(j * WIDEST + at + i) = *line.as_ptr().add(4 * i + j);
+            }
+        }
+    }
+}
+dispatched! {
+    fn spread(line: &[f32], pixels: &mut [[f32; WIDEST]], at: usize, n: usize) = spread_any
 }
 
 #[inline(always)]
@@ -334,10 +372,7 @@ fn output(
     let sizes = tiles.sizes;
     let mut pixels = [[0f32; WIDEST]; 16];
     output_pixels(sums, stride, padded(columns), &mut pixels);
-    if let Some(bias) = finish.bias.get(channel) {
-        simd::add(pixels.as_flattened_mut(), *bias);
-    }
-    simd::activate(pixels.as_flattened_mut(), finish.activation);
+    finish.apply(channel, pixels.as_flattened_mut());
     tiles.stretches(tile, columns, |image, row, column, at, n| {
         let plane = (image * sizes.c_out + channel) * sizes.out_h * sizes.out_w;
         for (y, pixels) in pixels.chunks_exact(4).enumerate() {
@@ -347,7 +382,8 @@ fn output(
             }
             let count = (4 * n).min(sizes.out_w - 4 * column);
             // SAFETY: a tile's pixels are written by the one job that has its panel and this channel.
-            let line = unsafe { shared.slice(plane + row * sizes.out_w + 4 * column, count) };
+            let at_line = plane + row * sizes.out_w + 4 * column;
+            let line = unsafe { shared.slice(at_line, count) };
             let [a, b, c, d] = pixels else {
                 unreachable!("chunks of four")
             };
@@ -363,6 +399,7 @@ fn output(
                     *v = source;
                 }
             }
+            finish.place(at_line, line);
         }
     });
 }

@@ -5,8 +5,8 @@
 use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use tensor_ops::{
-    Activation, Attention, Conv, GroupNorm, attention, conv2d_act, geglu, gelu_erf, group_norm, layer_norm, linear_act,
-    upsample_nearest,
+    Activation, After, Attention, Conv, GroupNorm, attention, conv2d_act, conv2d_joined, geglu, gelu_erf, group_norm,
+    layer_norm, linear_act, upsample_nearest,
 };
 
 /// Numbers in -1..1 that look random and depend on the shape and `seed` alone.
@@ -90,6 +90,32 @@ proptest! {
         let bias = biased.then(|| noise(&[c_out * groups], seed ^ 5));
         let conv = Conv { stride, padding, dilation, groups, circular };
         check_conv(&x, &weight, bias.as_ref(), &conv, (act, 2e-5));
+    }
+
+    #[test]
+    fn pictures_are_joined_scaled_and_added_as_by_candle(
+        (batch, height, width) in (1usize..3, 1usize..23, 1usize..71),
+        channels in prop::collection::vec(1usize..20, 1..4),
+        (c_out, circular, one_slope, has_slopes, seed) in (1usize..6, any::<bool>(), any::<bool>(), any::<bool>(), any::<u64>()),
+    ) {
+        let shapes = channels.iter().map(|c| [batch, *c, height, width]);
+        let xs: Vec<Tensor> = (seed..).zip(shapes).map(|(seed, shape)| noise(&shape, seed)).collect();
+        let weight = noise(&[c_out, channels.iter().sum(), 3, 3], !seed);
+        let bias = noise(&[c_out], seed ^ 5);
+        let slopes = noise(&[if one_slope { 1 } else { c_out }], seed ^ 9);
+        let onto = noise(&[batch, c_out, height, width], seed ^ 13);
+        let conv = Conv { circular, ..Conv::padded(1) };
+        let run = |change: fn(&Tensor) -> Tensor| {
+            let xs: Vec<Tensor> = xs.iter().map(change).collect();
+            let (slopes, onto) = (change(&slopes), change(&onto));
+            let after = After {
+                activation: Activation::Relu,
+                slopes: has_slopes.then_some(&slopes),
+                scaled_onto: Some((0.3, &onto)),
+            };
+            conv2d_joined(&xs.iter().collect::<Vec<_>>(), &change(&weight), Some(&change(&bias)), &conv, &after)
+        };
+        agree(&run(Tensor::clone).unwrap(), &run(wide).unwrap(), 1e-4);
     }
 
     #[test]

@@ -321,6 +321,7 @@ fn verdict(args: &Args, stage: &Stage, threads: usize, figure: &str, value: f64,
 
 /// One stage of ours in this process.
 fn alone(args: &Args, result: &Path) -> Result<()> {
+    vision::allocator::keep_freed();
     let name = args.stage.first().context("a stage")?;
     let stage = STAGES
         .into_iter()

@@ -84,7 +84,7 @@ impl U2net {
             if n > 0 {
                 hidden = max_pool_ceil(&hidden, 2, 2)?;
             }
-            hidden = block.forward(&hidden)?;
+            hidden = block.forward(&[&hidden])?;
             skips.push(hidden.clone());
         }
         // `deep[0]` is the deepest of the encoder, the rest come out of the decoder.
@@ -93,7 +93,7 @@ impl U2net {
             let Some(skip) = skips.pop() else { break };
             let (_, _, h, w) = skip.dims4()?;
             let below = resize_bilinear(&deep[deep.len() - 1], h, w)?;
-            deep.push(block.forward(&Tensor::cat(&[&below, &skip], 1)?)?);
+            deep.push(block.forward(&[&below, &skip])?);
         }
         let side = |n: usize| -> Result<Tensor> { self.sides[n].forward(&deep[5 - n]) };
         let outermost = side(0)?;
@@ -116,7 +116,11 @@ impl Unit {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.0.forward_act(x, Act::Relu)
+        self.forward_joined(&[x])
+    }
+
+    fn forward_joined(&self, xs: &[&Tensor]) -> Result<Tensor> {
+        self.0.forward_joined(xs, Act::Relu)
     }
 }
 
@@ -144,8 +148,8 @@ impl Block {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let input = self.input.forward(x)?;
+    fn forward(&self, xs: &[&Tensor]) -> Result<Tensor> {
+        let input = self.input.forward_joined(xs)?;
         let mut hidden = input.clone();
         let mut skips = Vec::with_capacity(self.down.len());
         for (n, unit) in self.down.iter().enumerate() {
@@ -160,7 +164,7 @@ impl Block {
         for unit in &self.up {
             let Some(skip) = skips.pop() else { break };
             let (_, _, h, w) = skip.dims4()?;
-            hidden = unit.forward(&Tensor::cat(&[&resize_bilinear(&hidden, h, w)?, &skip], 1)?)?;
+            hidden = unit.forward_joined(&[&resize_bilinear(&hidden, h, w)?, &skip])?;
         }
         Ok((hidden + input)?)
     }

@@ -3,6 +3,7 @@
 //! Structure: Wang et al. 2018 (ESRGAN), 2021 (Real-ESRGAN, which folds the picture with pixel-unshuffle for x2 and x1).
 
 use candle_core::Tensor;
+use tensor_ops::After;
 
 use super::Network;
 use crate::error::{Result, VisionError};
@@ -144,11 +145,14 @@ impl Dense {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let [conv1, conv2, conv3, conv4, conv5] = &self.0;
         let x1 = conv1.forward_act(x, SLOPE)?;
-        let x2 = conv2.forward_act(&Tensor::cat(&[x, &x1], 1)?, SLOPE)?;
-        let x3 = conv3.forward_act(&Tensor::cat(&[x, &x1, &x2], 1)?, SLOPE)?;
-        let x4 = conv4.forward_act(&Tensor::cat(&[x, &x1, &x2, &x3], 1)?, SLOPE)?;
-        let x5 = conv5.forward(&Tensor::cat(&[x, &x1, &x2, &x3, &x4], 1)?)?;
-        Ok(((x5 * 0.2)? + x)?)
+        let x2 = conv2.forward_joined(&[x, &x1], SLOPE)?;
+        let x3 = conv3.forward_joined(&[x, &x1, &x2], SLOPE)?;
+        let x4 = conv4.forward_joined(&[x, &x1, &x2, &x3], SLOPE)?;
+        let after = After {
+            scaled_onto: Some((0.2, x)),
+            ..After::default()
+        };
+        conv5.forward_after(&[x, &x1, &x2, &x3, &x4], &after)
     }
 }
 
@@ -162,8 +166,8 @@ impl Network for Rrdb {
     }
 
     fn floats_per_pixel(&self) -> usize {
-        // The last dense block's inputs side by side, or the enlarged features, whichever is more; both at twice their
-        // size because a layer's input and output live together.
+        // The last dense block's inputs side by side, on cards copied into one, or the enlarged features, whichever is
+        // more; both at twice their size because a layer's input and output live together.
         let features = self.first.out_channels();
         let growth = self.blocks.first().map_or(0, |b| b[0].0[0].out_channels());
         let dense = 2 * (features + 4 * growth) + 4 * features;

@@ -127,7 +127,7 @@ impl Network for Span {
         let second = self.second.forward(&feature)?;
         let joined = self
             .join
-            .forward(&Tensor::cat(&[&first, &second, &after_first, &inside_last], 1)?)?;
+            .forward_joined(&[&first, &second, &after_first, &inside_last], Act::None)?;
         pixel_shuffle(&self.up.forward(&joined)?, self.scale)
     }
 }

@@ -4,6 +4,7 @@
 //! the nearest-neighbour enlargement of the input.
 
 use candle_core::Tensor;
+use tensor_ops::After;
 
 use super::Network;
 use crate::error::Result;
@@ -30,7 +31,7 @@ impl Srvgg {
         let last_name = format!("body.{}", n_layers.saturating_sub(1));
         let hidden = (0..n_layers / 2)
             .map(|n| {
-                let slopes = w.get(&format!("body.{}.weight", 2 * n + 1))?.reshape((1, (), 1, 1))?;
+                let slopes = w.get(&format!("body.{}.weight", 2 * n + 1))?.flatten_all()?;
                 Ok((Conv::load(w, &format!("body.{}", 2 * n))?, Slopes(slopes)))
             })
             .collect::<Result<_>>()?;
@@ -57,8 +58,11 @@ impl Network for Srvgg {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut y = x.clone();
         for (conv, Slopes(slopes)) in &self.hidden {
-            let z = conv.forward(&y)?;
-            y = (z.relu()? - z.neg()?.relu()?.broadcast_mul(slopes)?)?;
+            let after = After {
+                slopes: Some(slopes),
+                ..After::default()
+            };
+            y = conv.forward_after(&[&y], &after)?;
         }
         let y = pixel_shuffle(&self.last.forward(&y)?, self.scale)?;
         Ok((y + upsample_nearest(x, self.scale)?)?)
