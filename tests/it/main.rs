@@ -7,5 +7,6 @@ mod dreamer;
 #[path = "../../crates/textgen/tests/it/llama_server.rs"]
 mod llama_server;
 mod loras;
+mod post;
 mod safety;
 mod scribe;
