@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Family, ModelFiles, Overrides};
 use crate::{
     Error, Result,
-    nn::unet::Heads,
+    nn::unet::{Heads, MAX_LEVELS},
     safetensors_file::SafetensorsFile,
     sigma::Prediction,
     weights::{Part, Weights},
@@ -92,13 +92,21 @@ pub(super) fn add(weights: &mut Weights, folder: &Path, overrides: &mut Override
         .as_f64()
         .filter(|scale| scale.is_finite() && *scale > 0.0);
     overrides.vae_scale = overrides.vae_scale.or(scale);
-    // diffusers calls the number of heads `attention_head_dim`; a list of them is one size of head at rising widths.
-    let heads = &unet["attention_head_dim"];
-    let listed = heads
-        .as_array()
-        .and_then(|heads| heads.iter().zip(unet["block_out_channels"].as_array()?).next_back())
-        .and_then(|(heads, width)| number(width)?.checked_div(number(heads)?).map(Heads::Size));
-    overrides.heads = overrides.heads.or(number(heads).map(Heads::Count)).or(listed);
+    // diffusers calls the number of heads `attention_head_dim`; a list of them has one for each level.
+    let heads = match &unet["attention_head_dim"] {
+        serde_json::Value::Array(list) => {
+            let counts = list.iter().map(number).collect::<Option<Vec<usize>>>();
+            let listed = counts.and_then(|counts| Heads::listed(&counts));
+            Some(listed.ok_or_else(|| {
+                Error::Weights(format!(
+                    "`attention_head_dim` in `{}` is no list of 1 to {MAX_LEVELS} numbers",
+                    folder.join("unet/config.json").display()
+                ))
+            })?)
+        }
+        heads => number(heads).map(Heads::Count),
+    };
+    overrides.heads = overrides.heads.or(heads);
     let scheduler = std::fs::read(folder.join("scheduler/scheduler_config.json")).unwrap_or_default();
     let scheduler: serde_json::Value = serde_json::from_slice(&scheduler).unwrap_or_default();
     if scheduler["prediction_type"] == "v_prediction" {

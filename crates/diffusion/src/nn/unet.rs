@@ -22,13 +22,34 @@ pub enum Heads {
     Count(usize),
     /// Heads of this size (64 in SD 2 and XL).
     Size(usize),
+    /// So many heads on each level, from the outermost; 0 beyond the last.
+    Levels([usize; MAX_LEVELS]),
 }
 
+/// Most levels whose heads can be told one by one; real models have 3 or 4.
+pub const MAX_LEVELS: usize = 8;
+
 impl Heads {
+    /// From a list of one number for each level; `None` for an empty or too long one.
+    pub fn listed(counts: &[usize]) -> Option<Self> {
+        let mut levels = [0; MAX_LEVELS];
+        levels.get_mut(..counts.len())?.copy_from_slice(counts);
+        (!counts.is_empty()).then_some(Self::Levels(levels))
+    }
+
+    /// Those of one level.
+    fn on(self, level: usize) -> Self {
+        match self {
+            Self::Levels(counts) => Self::Count(counts.get(level).copied().unwrap_or(0)),
+            same => same,
+        }
+    }
+
     fn of(self, width: usize) -> Result<usize> {
         let heads = match self {
             Self::Count(count) => count,
             Self::Size(size) => width.checked_div(size).unwrap_or(0),
+            Self::Levels(counts) => counts[0],
         };
         if heads == 0 || !width.is_multiple_of(heads) {
             return Err(Error::Weights(format!("{self:?} does not divide a width of {width}")));
@@ -85,16 +106,31 @@ impl UNet {
         let [channels, in_channels, ..] = first[..] else {
             return Err(Error::Weights("the first convolution has no channels".into()));
         };
-        let blocks = |name: &str| -> Result<Vec<Vec<Layer>>> {
+        let on = |level: usize| UNetConfig {
+            heads: config.heads.on(level),
+            ..config
+        };
+        let blocks = |name: &str, level: &mut usize| -> Result<Vec<Vec<Layer>>> {
             let mut blocks = Vec::new();
             loop {
-                let layers = layers(&loader.at(format!("{name}.{}", blocks.len())), config)?;
+                let at = loader.at(format!("{name}.{}", blocks.len()));
+                let layers = layers(&at, on(*level))?;
                 if layers.is_empty() {
                     return Ok(blocks);
+                }
+                // A halving block ends a level on the way in, an enlarging layer on the way out.
+                if at.has("0.op.weight") {
+                    *level += 1;
+                } else if layers.iter().any(|layer| matches!(layer, Layer::Up(_))) {
+                    *level = level.saturating_sub(1);
                 }
                 blocks.push(layers);
             }
         };
+        let mut level = 0;
+        let input = blocks("input_blocks", &mut level)?;
+        let middle = layers(&loader.at("middle_block"), on(level))?;
+        let output = blocks("output_blocks", &mut level)?;
         let label = if loader.has("label_emb.0.0.weight") {
             Some([
                 Linear::new(&loader.at("label_emb.0.0"))?,
@@ -110,9 +146,9 @@ impl UNet {
                 Linear::new(&loader.at("time_embed.2"))?,
             ],
             label,
-            input: blocks("input_blocks")?,
-            middle: layers(&loader.at("middle_block"), config)?,
-            output: blocks("output_blocks")?,
+            input,
+            middle,
+            output,
             out_norm: Norm::new(&out, config.norm_groups, 1e-5, true)?,
             out_conv: Conv::new(&loader.at("out.2"), 1)?,
             channels,

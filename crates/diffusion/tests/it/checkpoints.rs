@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use candle_core::Tensor;
-use diffusion::{Progress, Request, sample::Sampler};
+use candle_core::{Device, Tensor};
+use diffusion::{ModelFiles, Overrides, Pipeline, Progress, Request, nn::unet::Conditions, sample::Sampler};
 use half::{bf16, f16};
 use serde_json::{Value, json};
 
@@ -255,4 +255,83 @@ fn truncated_files_and_damaged_headers_are_refused() {
     let mut endless = whole;
     endless[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     refused_bytes(&endless, &["header"]);
+}
+
+/// The tiny SD 1 model as a folder in diffusers' layout, with the U-Net that has other heads on each level.
+fn folder_with_heads(heads: &Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (part, prefix, config) in [
+        ("vae", "first_stage_model.", json!({ "norm_num_groups": 8 })),
+        (
+            "text_encoder",
+            "cond_stage_model.transformer.",
+            json!({ "num_attention_heads": 2, "hidden_act": "quick_gelu" }),
+        ),
+    ] {
+        let own = parts()
+            .into_iter()
+            .filter_map(|(name, tensor)| Some((name.strip_prefix(prefix)?.to_owned(), tensor)));
+        std::fs::create_dir(folder.path().join(part)).unwrap();
+        let write = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(part).join(name), bytes).unwrap();
+        write("model.safetensors", &packed(&own.collect()));
+        write("config.json", config.to_string().as_bytes());
+    }
+    let unet = folder.path().join("unet");
+    std::fs::create_dir(&unet).unwrap();
+    let weights = "diffusion_pytorch_model.safetensors";
+    std::fs::copy(
+        fixtures::path(&format!("models/heads/unet/{weights}")),
+        unet.join(weights),
+    )
+    .unwrap();
+    let mut config = fixtures::json("models/heads/unet/config.json");
+    if !heads.is_null() {
+        config["attention_head_dim"] = heads.clone();
+    }
+    std::fs::write(unet.join("config.json"), config.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn a_list_of_heads_is_followed_level_by_level() {
+    let case = fixtures::Case::open("cases/heads.safetensors");
+    let conditions = Conditions {
+        context: &case.tensor("context"),
+        label: None,
+        residuals: None,
+        circular: false,
+    };
+    let open = |heads: Value| {
+        let folder = folder_with_heads(&heads);
+        let files = ModelFiles {
+            checkpoint: folder.path().to_owned(),
+            ..ModelFiles::default()
+        };
+        Pipeline::load(&files, &Device::Cpu, Overrides::default())
+    };
+    let off = |heads: Value| {
+        let unet = &open(heads).unwrap();
+        let out = unet
+            .model()
+            .unet
+            .forward(&case.tensor("x"), &case.values("t"), &conditions);
+        let out: Vec<f32> = out.unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        fixtures::distance(&out, &case.values("out"))
+    };
+    let own = off(Value::Null);
+    assert!(own < 2e-4, "{own}");
+    for wrong in [json!(4), json!([2, 8, 8]), json!([2, 4, 4]), json!([8, 8, 4])] {
+        assert!(off(wrong.clone()) > 0.1, "{wrong}");
+    }
+    // No number for the third level, one that does not divide, none at all, no numbers, and more than any model has.
+    for bad in [
+        json!([2, 8]),
+        json!([2, 8, 3]),
+        json!([2, 0, 4]),
+        json!([]),
+        json!(["2"]),
+        json!(vec![2; 9]),
+    ] {
+        assert!(open(bad.clone()).is_err(), "{bad}");
+    }
 }
