@@ -97,6 +97,7 @@ fn no_family_takes_more_than_its_plan_promises() {
         let tiling = Tiling {
             tile: 128,
             overlap: 16,
+            context: 0,
             max_bytes: usize::MAX,
         };
         let (promised, taken) = promised_and_taken(&net, 160, tiling);
@@ -116,6 +117,7 @@ fn a_tight_bound_makes_tiles_smaller_and_less_is_taken() {
             let tiling = Tiling {
                 tile: 128,
                 overlap: 16,
+                context: 0,
                 max_bytes,
             };
             promised_and_taken(&net, 128, tiling)

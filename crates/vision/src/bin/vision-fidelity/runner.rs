@@ -133,6 +133,7 @@ fn upscale(root: &Path, case: &Case) -> Run {
     let tiling = Tiling {
         tile: part(0).unwrap_or(512),
         overlap: part(1).unwrap_or(0),
+        context: 0,
         max_bytes: usize::MAX,
     };
     let picture = net.upscale(&source, tiling, &mut |_, _| true)?;
