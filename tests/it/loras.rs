@@ -1,145 +1,19 @@
 //! A LoRA through the whole protocol: looked up and fetched from a copy of CivitAI's API on loopback, put on, taken off.
 
-use std::path::Path;
 use std::time::Duration;
 
+use e2e::demo::civitai::{self, INVERSION, VERSION};
 use e2e::demo::dreamer::{Ask, Done, body, read, stage_with};
 use e2e::demo::shapes::difference;
-use hex::ToHex;
-use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use serde_json::json;
 
 /// Loading and drawing on two busy cores, with room.
 const PATIENCE: Duration = Duration::from_secs(240);
-const VERSION: u64 = 41;
-
-/// A LoRA that takes away all that the tiny model's picture gets from its prompt: minus the values of every cross
-/// attention, written as a product with the identity. All numbers are f16, as in the checkpoint.
-fn forgetful() -> Vec<u8> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors");
-    let file = std::fs::read(path).expect("the tiny model is part of the repository");
-    let length = usize::try_from(u64::from_le_bytes(file[..8].try_into().expect("8 bytes"))).expect("a length");
-    let header: Value = serde_json::from_slice(&file[8..8 + length]).expect("a header");
-    let mut tensors = serde_json::Map::new();
-    let mut data: Vec<u8> = Vec::new();
-    let mut add = |name: String, shape: [usize; 2], bytes: Vec<u8>| {
-        let start = data.len();
-        data.extend(bytes);
-        let place = json!({ "dtype": "F16", "shape": shape, "data_offsets": [start, data.len()] });
-        tensors.insert(name, place);
-    };
-    for (key, tensor) in header.as_object().expect("an object") {
-        let Some(module) = key
-            .strip_prefix("model.diffusion_model.")
-            .and_then(|key| key.strip_suffix(".attn2.to_v.weight"))
-        else {
-            continue;
-        };
-        let number = |pointer: &str| tensor.pointer(pointer).and_then(Value::as_u64).expect("a number") as usize;
-        assert_eq!(tensor["dtype"], "F16");
-        let (outputs, inputs) = (number("/shape/0"), number("/shape/1"));
-        let at = 8 + length + number("/data_offsets/0");
-        let negated = file[at..at + 2 * outputs * inputs]
-            .chunks_exact(2)
-            .flat_map(|b| [b[0], b[1] ^ 0x80]);
-        let identity = (0..inputs * inputs).flat_map(|i| if i % (inputs + 1) == 0 { [0, 0x3c] } else { [0, 0] });
-        let name = format!("lora_unet_{}_attn2_to_v", module.replace('.', "_"));
-        add(format!("{name}.lora_up.weight"), [outputs, inputs], negated.collect());
-        add(format!("{name}.lora_down.weight"), [inputs, inputs], identity.collect());
-    }
-    assert!(tensors.len() > 8, "the tiny model has cross attentions");
-    let mut head = Value::Object(tensors).to_string().into_bytes();
-    head.resize(head.len().next_multiple_of(8), b' ');
-    let mut out = (head.len() as u64).to_le_bytes().to_vec();
-    out.extend(head);
-    out.extend(data);
-    out
-}
-
-/// An inversion that means what the word `red` means: its place in the tiny model's table, a row of f16.
-fn red() -> Vec<u8> {
-    const RED: usize = 736;
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors");
-    let file = std::fs::read(path).expect("the tiny model is part of the repository");
-    let length = usize::try_from(u64::from_le_bytes(file[..8].try_into().expect("8 bytes"))).expect("a length");
-    let header: Value = serde_json::from_slice(&file[8..8 + length]).expect("a header");
-    let mut tensors = header.as_object().expect("an object").iter();
-    let (_, table) = tensors
-        .find(|(key, _)| key.ends_with("token_embedding.weight"))
-        .expect("a table of tokens");
-    let number = |pointer: &str| table.pointer(pointer).and_then(Value::as_u64).expect("a number") as usize;
-    assert_eq!(table["dtype"], "F16");
-    let width = number("/shape/1");
-    let at = 8 + length + number("/data_offsets/0") + RED * width * 2;
-    let head = json!({ "emb_params": { "dtype": "F16", "shape": [1, width], "data_offsets": [0, 2 * width] } });
-    let head = head.to_string().into_bytes();
-    [&(head.len() as u64).to_le_bytes()[..], &head, &file[at..at + 2 * width]].concat()
-}
-
-/// Serves the LoRA's record and file, and the inversion's, for as long as the test runs; gives the address of the API.
-async fn civitai(file: Vec<u8>) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let host = listener.local_addr().expect("an address").to_string();
-    let record = json!({
-        "id": VERSION, "modelId": 9000, "name": "v1.0", "baseModel": "SD 1.5", "trainedWords": [],
-        "model": { "name": "Forgetful", "type": "LORA", "nsfw": false, "poi": false },
-        "files": [{
-            "id": 2, "sizeKB": file.len() as f64 / 1024.0, "name": "forgetful.safetensors", "type": "Model", "primary": true,
-            "metadata": { "format": "SafeTensor" },
-            "hashes": { "SHA256": Sha256::digest(&file).encode_hex_upper::<String>() },
-            "downloadUrl": format!("http://{host}/api/download/models/{VERSION}"),
-        }],
-    });
-    let record = record.to_string().into_bytes();
-    let inversion = red();
-    let converted = json!({
-        "url": format!("http://{host}/inversion.safetensors"),
-        "sha256": Sha256::digest(&inversion).encode_hex::<String>(),
-    });
-    let converted = converted.to_string().into_bytes();
-    tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let (record, file) = (record.clone(), file.clone());
-            let (converted, inversion) = (converted.clone(), inversion.clone());
-            tokio::spawn(async move {
-                let mut asked = Vec::new();
-                while !asked.windows(4).any(|end| end == b"\r\n\r\n") {
-                    let mut part = [0; 1024];
-                    match stream.read(&mut part).await {
-                        Ok(n) if n > 0 => asked.extend(&part[..n]),
-                        _ => return,
-                    }
-                }
-                let text = String::from_utf8_lossy(&asked).into_owned();
-                let (status, kind, bytes) = if text.contains("/api/download/models/41") {
-                    ("200 OK", "application/octet-stream", file)
-                } else if text.contains("/inversion.safetensors") {
-                    ("200 OK", "application/octet-stream", inversion)
-                } else if text.contains("/api/v1/embedding/77") {
-                    ("200 OK", "application/json", converted)
-                } else if text.contains("/api/v1/model-versions/41") {
-                    ("200 OK", "application/json", record)
-                } else {
-                    ("404 Not Found", "application/json", b"{}".to_vec())
-                };
-                let head = format!(
-                    "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-                    bytes.len()
-                );
-                // A client that has gone is its own affair.
-                let _ = stream.write_all(&[head.as_bytes(), &bytes].concat()).await;
-            });
-        }
-    });
-    format!("http://{host}/api/v1/")
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lora_is_fetched_put_on_and_taken_off_without_a_trace() {
     let models = tempfile::tempdir().expect("a folder for models");
-    let address = civitai(forgetful()).await;
+    let address = civitai::serve().await.expect("a copy of the API");
     let extra = [
         ("DREAMER_UNCHECKED_ON_LOOPBACK", "true"),
         ("DREAMER_CIVITAI_URL", address.as_str()),
@@ -198,7 +72,7 @@ async fn a_lora_is_fetched_put_on_and_taken_off_without_a_trace() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_inversion_is_fetched_and_means_what_its_vectors_mean() {
     let models = tempfile::tempdir().expect("a folder for models");
-    let address = civitai(forgetful()).await;
+    let address = civitai::serve().await.expect("a copy of the API");
     let extra = [
         ("DREAMER_UNCHECKED_ON_LOOPBACK", "true"),
         ("DREAMER_EMBEDDINGS_URL", address.as_str()),
@@ -219,7 +93,7 @@ async fn an_inversion_is_fetched_and_means_what_its_vectors_mean() {
     );
     let asks = [
         ask(word, ""),
-        ask(inverted, "77"),
+        ask(inverted, INVERSION),
         ask(inverted, ""),
         ask(inverted, "78"),
     ];

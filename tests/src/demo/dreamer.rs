@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use imaging::{Limits, Mask, Picture, encode_png, encode_png_mask};
 use serde_json::{Value, json};
 
+use crate::demo::civitai::{self, INVERSION, VERSION};
 use crate::demo::report::Report;
 use crate::demo::shapes::{Seen, difference, disc, look};
 use crate::demo::sheet::Sheet;
@@ -110,8 +111,17 @@ pub async fn show(timeout: Duration) -> anyhow::Result<(Report, bool)> {
 }
 
 /// A Horde and a dreamer with the tiny model, whose `models.toml` is written into `models`; its pictures are not checked.
+/// LoRAs and inversions come from a copy of CivitAI's API.
 pub async fn stage(models: &Path) -> anyhow::Result<Stage> {
-    stage_with(models, &[("DREAMER_UNCHECKED_ON_LOOPBACK", "true")]).await
+    let address = civitai::serve().await?;
+    let more = [
+        ("DREAMER_UNCHECKED_ON_LOOPBACK", "true"),
+        ("DREAMER_CIVITAI_URL", address.as_str()),
+        ("DREAMER_EMBEDDINGS_URL", address.as_str()),
+        // A picture in two passes must be larger than the model's own size.
+        ("DREAMER_MAX_POWER", "16"),
+    ];
+    stage_with(models, &more).await
 }
 
 /// The same with `more` in the dreamer's environment, and the content check on.
@@ -127,7 +137,7 @@ pub async fn stage_with(models: &Path, more: &[(&str, &str)]) -> anyhow::Result<
     );
     std::fs::write(models.join("models.toml"), entry)?;
     let models_dir = models.display().to_string();
-    // Nobody answers there: the demo asks for a LoRA that cannot be had.
+    // Nobody answers there.
     let nowhere = "http://127.0.0.1:9/api/v1/";
     let usual = [
         ("HORDE_MODELS_DIR", models_dir.as_str()),
@@ -206,6 +216,9 @@ pub fn asks() -> anyhow::Result<Vec<Ask>> {
         }
     };
     let mask = STANDARD.encode(encode_png_mask(&mask()?)?);
+    let half = STANDARD.encode(encode_png(&left_half()?)?);
+    let lora = json!({ "loras": [{ "name": VERSION.to_string(), "is_version": true, "model": 1.0, "clip": 1.0 }] });
+    let large = |hires: bool| json!({ "width": LARGE, "height": LARGE, "steps": 4, "hires_fix": hires });
     let other = "a blue square on a yellow background";
     Ok(vec![
         plain("prompt", RED_ON_BLUE, json!({})),
@@ -227,6 +240,21 @@ pub fn asks() -> anyhow::Result<Vec<Ask>> {
             "inpainting",
             Some(mask),
         ),
+        Ask {
+            title: "outpainting a left half",
+            prompt: RED_ON_GREEN,
+            params: json!({ "denoising_strength": 1.0 }),
+            body: json!({ "source_image": half, "source_processing": "outpainting" }),
+        },
+        plain("large in one pass", RED_ON_BLUE, large(false)),
+        plain("large in two passes", RED_ON_BLUE, large(true)),
+        plain("a LoRA that forgets the prompt", RED_ON_BLUE, lora.clone()),
+        plain("the same LoRA with another prompt", other, lora),
+        plain(
+            "a textual inversion that means red",
+            "a embedding:77 circle on a blue background",
+            json!({ "tis": [{ "name": INVERSION }] }),
+        ),
         plain(
             "a batch of four",
             "a yellow circle on a black background",
@@ -241,11 +269,25 @@ pub fn asks() -> anyhow::Result<Vec<Ask>> {
 }
 
 const RED_ON_BLUE: &str = "a red circle on a blue background";
+const RED_ON_GREEN: &str = "a red circle on a green background";
+/// Side beyond the model's own size, where the Horde's second pass begins.
+const LARGE: u32 = 576;
 /// A seed of which the word `circle` alone makes a red one.
 const RED_SEED: &str = "13";
 
 fn source() -> Picture {
     disc(SIDE, [220, 30, 30], [30, 150, 50])
+}
+
+/// The source with nothing in its right half, not even below the transparency.
+fn left_half() -> anyhow::Result<Picture> {
+    let mut picture = source();
+    for (at, pixel) in picture.data_mut().chunks_exact_mut(3).enumerate() {
+        if at % SIDE as usize >= SIDE as usize / 2 {
+            pixel.fill(0);
+        }
+    }
+    Ok(picture.with_alpha(&mask()?.inverted()))
 }
 
 fn mask() -> anyhow::Result<Mask> {
@@ -311,6 +353,44 @@ pub fn verdict(at: usize, asks: &[Ask], done: &[Done]) -> Result<(), String> {
                 Ok(())
             }
         }
+        "outpainting a left half" => {
+            let source = source();
+            let kept = difference(first, &source, |x, _| x < SIDE / 2 - 8).unwrap_or(255.0);
+            if kept > 12.0 {
+                return Err(format!("the left half changed by {kept:.1}"));
+            }
+            // The worker never saw the circle's other half: it is drawn from the prompt.
+            let right = first.crop(SIDE / 2, 0, SIDE / 2, SIDE).ok_or("it is too small")?;
+            expect(&right, "red", "green")
+        }
+        "large in one pass" | "large in two passes" => {
+            let size = (first.width(), first.height());
+            if size != (LARGE, LARGE) {
+                return Err(format!("it has {} × {} pixels", size.0, size.1));
+            }
+            expect(first, "red", "blue")?;
+            let off = apart(first, titled("large in one pass")?);
+            let is_second = asks[at].title == "large in two passes";
+            (is_second == (off > 5.0))
+                .then_some(())
+                .ok_or(format!("it differs by {off:.2} from the one in one pass"))
+        }
+        "a LoRA that forgets the prompt" => {
+            let off = apart(first, titled("prompt")?);
+            (off > 5.0)
+                .then_some(())
+                .ok_or(format!("it changes the picture only by {off:.2}"))
+        }
+        "the same LoRA with another prompt" => {
+            let off = apart(first, titled("a LoRA that forgets the prompt")?);
+            (off < 1.0)
+                .then_some(())
+                .ok_or(format!("the prompt still matters: {off:.2}"))
+        }
+        "a textual inversion that means red" => match apart(first, titled("prompt")?) {
+            0.0 => Ok(()),
+            off => Err(format!("it differs by {off:.2} from the picture with the word")),
+        },
         "a batch of four" => {
             if mine.pictures.len() != 4 {
                 return Err(format!("{} pictures came", mine.pictures.len()));
