@@ -40,7 +40,7 @@ test: fmt lint compile _test-model unit doc check-cards deny
 bench-runtime *args:
     cargo run -q -p worker-runtime --example bench-runtime -- {{ args }}
 
-# Scribe's batching in tokens per CPU second: `just bench-scribe --json`
+# Scribe's batching in tokens per CPU second, and beside two Python packages' llama.cpp: `just bench-scribe --peer --json`
 bench-scribe *args: (models "smollm2-135m-instruct")
     cargo run -q -p textgen --example bench-scribe -- "$HORDE_WORKERS_MODELS/text/SmolLM2-135M-Instruct.Q4_1.gguf" {{ args }}
 

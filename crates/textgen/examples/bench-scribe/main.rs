@@ -2,14 +2,18 @@
 //!
 //! `cargo run -p textgen --example bench-scribe -- MODEL.gguf [--peer] [--json]`, one llama.cpp thread. Goals: eight at once at
 //! least 1.05 times one by one with unrelated prompts, 1.6 times with a shared beginning; `--peer` also runs the same model
-//! through a Python package's llama.cpp (installed once): one job at least 0.95 times as fast, and the same greedy text.
+//! through two Python packages' llama.cpp (installed once): one job and eight at once (beside llama.cpp's own server with eight
+//! slots) at least 0.95 times as fast, and the same greedy texts without flash attention; with it, the token where two texts part
+//! is named with the gap of the two best logits.
 //! `--json` prints every figure as the last line.
 
 mod peer;
+mod python;
+mod server;
 
 use std::time::Instant;
 
-use textgen::llama::{LlamaEngine, LlamaSettings};
+use textgen::llama::{Flash, LlamaEngine, LlamaSettings};
 use textgen::sampler::Sampling;
 use textgen::{NoWatch, TextEngine, TextError, TextRequest};
 
@@ -60,10 +64,10 @@ fn main() -> Result<(), TextError> {
         ("speedup_of_eight_with_a_shared_beginning", rate(5) / rate(4), "x", 1.6),
     ];
     if with_peer {
-        let beside = peer::beside(&model)?;
+        let beside = peer::beside(&model, Flash::Auto)?;
         println!(
-            "one job: {:.1} tokens/CPU s, the peer {:.1}; of {} greedy texts {} identical, {} part where rounding decides",
-            beside.ours, beside.theirs, beside.prompts, beside.identical, beside.explained
+            "one job: {:.1} tokens/CPU s, the peer {:.1}; {} of {} greedy texts identical with flash attention",
+            beside.ours, beside.theirs, beside.identical, beside.prompts
         );
         goals.push((
             "one_job_against_the_peer",
@@ -71,8 +75,24 @@ fn main() -> Result<(), TextError> {
             "x",
             0.95,
         ));
-        let alike = (beside.identical + beside.explained) as f64;
-        goals.push(("greedy_texts_alike_or_explained", alike, "texts", beside.prompts as f64));
+        let plain = peer::beside(&model, Flash::Off)?;
+        goals.push((
+            "greedy_texts_identical_without_flash_attention",
+            plain.identical as f64,
+            "texts",
+            plain.prompts as f64,
+        ));
+        for (name, shared) in [
+            ("eight_at_once_against_the_server", false),
+            ("eight_with_a_shared_beginning_against_the_server", true),
+        ] {
+            let at_once = server::at_once(&model, shared)?;
+            println!(
+                "{name}: {:.1} tokens/CPU s, llama.cpp's server {:.1}",
+                at_once.ours, at_once.theirs
+            );
+            goals.push((name, at_once.ours / at_once.theirs.max(1e-6), "x", 0.95));
+        }
     }
     for (name, value, unit, target) in &goals {
         println!(
@@ -112,26 +132,6 @@ fn run(model: &str, name: &'static str, slots: usize, shared: bool) -> Result<Fi
         ..LlamaSettings::for_model(model)
     };
     let engine = LlamaEngine::load(settings, |_| true)?;
-    let request = |job: usize| {
-        let scene = if shared {
-            SCENE.to_owned()
-        } else {
-            format!(
-                "Story {}: {}",
-                job * 31,
-                SCENE.replace("city", ["port", "hall"][job % 2])
-            )
-        };
-        let prompt = format!(
-            "{scene}Scene {job}: the player walks into room number {} and looks around. ",
-            job * 7 + 3
-        );
-        TextRequest {
-            ban_eos: true,
-            sampling: Sampling::greedy(),
-            ..TextRequest::new(prompt, TOKENS, 512)
-        }
-    };
     let (mut cpu, mut wall, mut tokens) = (0.0, 0.0, 0);
     if slots <= 1 {
         for job in 0..JOBS {
@@ -139,7 +139,7 @@ fn run(model: &str, name: &'static str, slots: usize, shared: bool) -> Result<Fi
                 engine.generate(TextRequest::new("Something else", 1, 512), &NoWatch)?;
             }
             let (start, start_cpu) = (Instant::now(), cpu_seconds());
-            tokens += engine.generate(request(job), &NoWatch)?.tokens;
+            tokens += engine.generate(request(job, shared), &NoWatch)?.tokens;
             wall += start.elapsed().as_secs_f64();
             cpu += cpu_seconds() - start_cpu;
         }
@@ -149,7 +149,7 @@ fn run(model: &str, name: &'static str, slots: usize, shared: bool) -> Result<Fi
             let running: Vec<_> = (0..JOBS)
                 .map(|job| {
                     scope.spawn({
-                        let (engine, request) = (&engine, request(job));
+                        let (engine, request) = (&engine, request(job, shared));
                         move || engine.generate(request, &NoWatch)
                     })
                 })
@@ -167,6 +167,28 @@ fn run(model: &str, name: &'static str, slots: usize, shared: bool) -> Result<Fi
         per_cpu_second: f64::from(tokens) / cpu.max(1e-6),
         per_second: f64::from(tokens) / wall.max(1e-6),
     })
+}
+
+/// The job with this number; `shared`: its prompt begins as the others' do.
+fn request(job: usize, shared: bool) -> TextRequest {
+    let scene = if shared {
+        SCENE.to_owned()
+    } else {
+        format!(
+            "Story {}: {}",
+            job * 31,
+            SCENE.replace("city", ["port", "hall"][job % 2])
+        )
+    };
+    let prompt = format!(
+        "{scene}Scene {job}: the player walks into room number {} and looks around. ",
+        job * 7 + 3
+    );
+    TextRequest {
+        ban_eos: true,
+        sampling: Sampling::greedy(),
+        ..TextRequest::new(prompt, TOKENS, 512)
+    }
 }
 
 /// CPU time of this process so far, from /proc/self/stat (ticks of 10 ms); zero where there is none.

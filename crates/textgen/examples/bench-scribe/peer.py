@@ -1,4 +1,5 @@
-"""llama.cpp as the cyllama package drives it, one job at a time, greedily, on one thread: `python3 peer.py MODEL.gguf CONTEXT`.
+"""llama.cpp as the cyllama package drives it, one job at a time, greedily, on one thread: `python3 peer.py MODEL.gguf CONTEXT FLASH`
+(FLASH: -1 leaves flash attention to llama.cpp, 0 is without).
 
 Each line of standard input is a job {"prompt", "tokens", "margin_at"}; each line of standard output its answer: the text of every
 token written, the CPU seconds it took, and how far the best logit stood over the second at the token "margin_at", if one is given.
@@ -20,6 +21,7 @@ params = peer.LlamaContextParams()
 params.n_ctx = int(sys.argv[2])
 params.n_batch = params.n_ctx
 params.n_threads = params.n_threads_batch = 1
+params.flash_attn_type = int(sys.argv[3])
 context = peer.LlamaContext(model, params)
 
 
