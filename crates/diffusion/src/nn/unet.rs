@@ -52,7 +52,11 @@ impl Heads {
             Self::Levels(counts) => counts[0],
         };
         if heads == 0 || !width.is_multiple_of(heads) {
-            return Err(Error::Weights(format!("{self:?} does not divide a width of {width}")));
+            return Err(Error::Weights(match self {
+                Self::Size(size) => format!("heads of size {size} do not divide a width of {width}"),
+                _ if heads == 0 => format!("no heads are told for a level of width {width}"),
+                _ => format!("{heads} heads do not divide a width of {width}"),
+            }));
         }
         Ok(heads)
     }

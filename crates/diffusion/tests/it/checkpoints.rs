@@ -323,15 +323,15 @@ fn a_list_of_heads_is_followed_level_by_level() {
     for wrong in [json!(4), json!([2, 8, 8]), json!([2, 4, 4]), json!([8, 8, 4])] {
         assert!(off(wrong.clone()) > 0.1, "{wrong}");
     }
-    // No number for the third level, one that does not divide, none at all, no numbers, and more than any model has.
-    for bad in [
-        json!([2, 8]),
-        json!([2, 8, 3]),
-        json!([2, 0, 4]),
-        json!([]),
-        json!(["2"]),
-        json!(vec![2; 9]),
+    for (bad, why) in [
+        (json!([2, 8]), "no heads are told for a level of width 8"),
+        (json!([2, 0, 4]), "no heads are told for a level of width 8"),
+        (json!([2, 8, 3]), "3 heads do not divide a width of 8"),
+        (json!([]), "no list of 1 to 8 numbers"),
+        (json!(["2"]), "no list of 1 to 8 numbers"),
+        (json!(vec![2; 9]), "no list of 1 to 8 numbers"),
     ] {
-        assert!(open(bad.clone()).is_err(), "{bad}");
+        let error = open(bad.clone()).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(why), "{bad}: {error}");
     }
 }
