@@ -44,6 +44,12 @@ bench-runtime *args:
 bench-scribe *args: (models "smollm2-135m-instruct")
     cargo run -q -p textgen --example bench-scribe -- "$HORDE_WORKERS_MODELS/text/SmolLM2-135M-Instruct.Q4_1.gguf" {{ args }}
 
+# Scribe's jobs an hour beside a serial loop, 300 ms from the Horde (`just bench-scribe --peer` once before it installs the loop's llama.cpp)
+bench-jobs: (models "smollm2-135m-instruct")
+    cargo build -q -p scribe -p local-horde
+    "$HOME/.cache/horde-workers/venvs/xllamacpp/bin/python" tests/tools/bench_jobs.py {{ programs }} \
+        "$HORDE_WORKERS_MODELS/text/SmolLM2-135M-Instruct.Q4_1.gguf"
+
 # Our CPU kernels beside candle's own operations: `just bench-kernels --json`
 bench-kernels *args:
     cargo run -q -p tensor-ops --example bench-kernels -- {{ args }}
