@@ -41,8 +41,8 @@ pub struct Beside {
 
 /// Runs every prompt here and there, one after the other, on one thread each.
 ///
-/// With flash attention ([`Flash::Auto`]) our llama.cpp and the peer's, another release, round differently, and texts part where
-/// the two best tokens stand close; without it ([`Flash::Off`]) they are the same.
+/// With flash attention ([`Flash::Auto`]) texts part from the peer's, which is another release of llama.cpp, where the two best
+/// tokens stand close; without it ([`Flash::Off`]) they are the same. Why its numbers differ is not known.
 pub fn beside(model: &str, flash_attention: Flash) -> Result<Beside, TextError> {
     let flash = if flash_attention == Flash::Off { "0" } else { "-1" };
     let mut peer = Peer::start(&PACKAGE, include_str!("peer.py"), &[model, &CONTEXT.to_string(), flash])?;
