@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use e2e::demo::dreamer::{Ask, asks, body, read, stage, stage_with, verdict};
+use e2e::demo::dreamer::{Ask, Done, answered, asks, body, stage, stage_with, verdict};
 use e2e::demo::shapes::difference;
 use serde_json::json;
 
@@ -14,19 +14,9 @@ async fn dreamer_draws_what_is_asked_through_the_whole_protocol() {
     let models = tempfile::tempdir().expect("a folder for models");
     let mut stage = stage(models.path()).await.expect("dreamer starts");
     let asks = asks().expect("requests");
-    let mut ids = Vec::new();
-    for ask in &asks {
-        let filed = stage.requester.file("generate/async", &body(ask)).await;
-        ids.push(filed.expect("filed"));
-    }
-    let results = stage
-        .finished("generate/status", &ids, PATIENCE)
+    let (_, done) = answered(&mut stage, asks.iter().map(body), PATIENCE)
         .await
         .expect("answers");
-    let mut done = Vec::new();
-    for result in &results {
-        done.push(read(&stage, result).await.expect("pictures"));
-    }
     let books = stage.close().await.expect("dreamer drains and ends");
     for at in 0..asks.len() {
         assert_eq!(verdict(at, &asks, &done), Ok(()), "{}", asks[at].title);
@@ -59,18 +49,7 @@ async fn a_source_that_is_gone_and_a_prompt_without_end_cost_no_job() {
         with("(".repeat(5_000), json!({})),
         with("embedding:nothing {a|b ### ### (((:9999)".into(), json!({})),
     ];
-    let mut ids = Vec::new();
-    for body in &bodies {
-        ids.push(stage.requester.file("generate/async", body).await.expect("filed"));
-    }
-    let results = stage
-        .finished("generate/status", &ids, PATIENCE)
-        .await
-        .expect("answers");
-    let mut done = Vec::new();
-    for result in &results {
-        done.push(read(&stage, result).await.expect("pictures"));
-    }
+    let (results, done) = answered(&mut stage, bodies, PATIENCE).await.expect("answers");
     let books = stage.close().await.expect("dreamer drains and ends");
     assert!(done.iter().all(|done| done.pictures.len() == 1), "{results:?}");
     let noted = ("source_image".to_owned(), "download_failed".to_owned(), String::new());
@@ -98,31 +77,17 @@ async fn two_passes_follow_the_hordes_size_rules_and_endless_prompts_are_read() 
         ("(".repeat(100_000), small()),
         ("a circle ".repeat(100_000 / 9), small()),
     ];
-    let mut ids = Vec::new();
-    for (prompt, params) in asked {
-        let ask = Ask {
+    let bodies = asked.map(|(prompt, params)| {
+        body(&Ask {
             title: "",
             prompt: "",
             params,
             body: json!({ "prompt": prompt }),
-        };
-        ids.push(
-            stage
-                .requester
-                .file("generate/async", &body(&ask))
-                .await
-                .expect("filed"),
-        );
-    }
-    let results = stage
-        .finished("generate/status", &ids, PATIENCE)
-        .await
-        .expect("answers");
-    let mut pictures = Vec::new();
-    for result in &results {
-        let mut done = read(&stage, result).await.expect("pictures");
-        pictures.push(done.pictures.pop().expect("every job has its picture"));
-    }
+        })
+    });
+    let (_, done) = answered(&mut stage, bodies, PATIENCE).await.expect("answers");
+    let last = |mut done: Done| done.pictures.pop().expect("every job has its picture");
+    let pictures: Vec<_> = done.into_iter().map(last).collect();
     let books = stage.close().await.expect("dreamer drains and ends");
     assert_eq!(
         (&books.summary["accepted"], &books.summary["faulted"]),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use e2e::demo::civitai::{self, INVERSION, VERSION};
-use e2e::demo::dreamer::{Ask, Done, body, read, stage_with};
+use e2e::demo::dreamer::{Ask, answered, body, stage_with};
 use e2e::demo::shapes::difference;
 use serde_json::json;
 
@@ -42,18 +42,9 @@ async fn a_lora_is_fetched_put_on_and_taken_off_without_a_trace() {
         ask(red, None),
         ask(yellow, None),
     ];
-    let mut ids = Vec::new();
-    for ask in &asks {
-        ids.push(stage.requester.file("generate/async", &body(ask)).await.expect("filed"));
-    }
-    let results = stage
-        .finished("generate/status", &ids, PATIENCE)
+    let (_, done) = answered(&mut stage, asks.iter().map(body), PATIENCE)
         .await
         .expect("answers");
-    let mut done: Vec<Done> = Vec::new();
-    for result in &results {
-        done.push(read(&stage, result).await.expect("pictures"));
-    }
     let books = stage.close().await.expect("dreamer drains and ends");
     assert_eq!(
         (&books.summary["accepted"], &books.summary["faulted"]),
@@ -97,18 +88,9 @@ async fn an_inversion_is_fetched_and_means_what_its_vectors_mean() {
         ask(inverted, ""),
         ask(inverted, "78"),
     ];
-    let mut ids = Vec::new();
-    for ask in &asks {
-        ids.push(stage.requester.file("generate/async", &body(ask)).await.expect("filed"));
-    }
-    let results = stage
-        .finished("generate/status", &ids, PATIENCE)
+    let (_, done) = answered(&mut stage, asks.iter().map(body), PATIENCE)
         .await
         .expect("answers");
-    let mut done: Vec<Done> = Vec::new();
-    for result in &results {
-        done.push(read(&stage, result).await.expect("pictures"));
-    }
     let books = stage.close().await.expect("dreamer drains and ends");
     assert_eq!(books.summary["faulted"], json!(0));
     let apart =

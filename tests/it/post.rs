@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use e2e::demo::dreamer::{Ask, Done, body, read, stage_with};
+use e2e::demo::dreamer::{Ask, answered, body, stage_with};
 use imaging::Picture;
 use serde_json::{Value, json};
 
@@ -130,18 +130,9 @@ async fn a_picture_is_enlarged_before_its_background_goes_whatever_the_order_ask
         ask("both", json!(["strip_background", UPSCALER])),
         ask("both, the other way round", json!([UPSCALER, "strip_background"])),
     ];
-    let mut ids = Vec::new();
-    for ask in &asks {
-        ids.push(stage.requester.file("generate/async", &body(ask)).await.expect("filed"));
-    }
-    let results = stage
-        .finished("generate/status", &ids, PATIENCE)
+    let (_, done) = answered(&mut stage, asks.iter().map(body), PATIENCE)
         .await
         .expect("answers");
-    let mut done: Vec<Done> = Vec::new();
-    for result in &results {
-        done.push(read(&stage, result).await.expect("pictures"));
-    }
     let books = stage.close().await.expect("dreamer drains and ends");
     assert_eq!(
         (&books.summary["accepted"], &books.summary["faulted"]),

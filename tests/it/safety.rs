@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use e2e::demo::dreamer::{Ask, Done, body, read, stage_with};
+use e2e::demo::dreamer::{Ask, Done, answered, body, stage_with};
 use serde_json::{Value, json};
 
 /// Loading and drawing on two busy cores, with room.
@@ -82,18 +82,9 @@ async fn every_picture_is_looked_at_and_replaced_where_that_is_due() {
         // The words say what the picture does not show.
         ask("a large red circle on a white background, a child", json!({})),
     ];
-    let mut ids = Vec::new();
-    for ask in &asks {
-        ids.push(stage.requester.file("generate/async", &body(ask)).await.expect("filed"));
-    }
-    let results = stage
-        .finished("generate/status", &ids, PATIENCE)
+    let (results, done) = answered(&mut stage, asks.iter().map(body), PATIENCE)
         .await
         .expect("answers");
-    let mut done = Vec::new();
-    for result in &results {
-        done.push(read(&stage, result).await.expect("pictures"));
-    }
     let books = stage.close().await.expect("dreamer drains and ends");
     assert_eq!(
         (&books.summary["accepted"], &books.summary["faulted"]),

@@ -168,6 +168,24 @@ pub fn body(ask: &Ask) -> Value {
     body
 }
 
+/// Files requests, waits until all are done, and reads what was delivered: the API's last word on each, and the pictures.
+pub async fn answered(
+    stage: &mut Stage,
+    bodies: impl IntoIterator<Item = Value>,
+    patience: Duration,
+) -> anyhow::Result<(Vec<Value>, Vec<Done>)> {
+    let mut ids = Vec::new();
+    for body in bodies {
+        ids.push(stage.requester.file("generate/async", &body).await?);
+    }
+    let results = stage.finished("generate/status", &ids, patience).await?;
+    let mut done = Vec::new();
+    for result in &results {
+        done.push(read(stage, result).await?);
+    }
+    Ok((results, done))
+}
+
 /// The pictures behind a finished request.
 pub async fn read(stage: &Stage, result: &Value) -> anyhow::Result<Done> {
     let mut done = Done {
