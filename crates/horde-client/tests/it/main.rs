@@ -2,4 +2,6 @@
 
 mod fixtures;
 mod hostile;
+mod proxies;
+mod sockets;
 mod transport;

@@ -1,105 +1,17 @@
 //! The real transport against sockets on loopback: deadlines, caps, redirects, and a key that goes nowhere else.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use horde_client::client::{ClientConfig, DownloadLimits};
+use horde_client::SignedUrl;
+use horde_client::client::DownloadLimits;
 use horde_client::http::{HttpSettings, HttpTransport};
-use horde_client::transport::{Request, RequestClass, Transferred, Transport, TransportError, Watch};
-use horde_client::{ApiKey, Client, SignedUrl};
-use http::{HeaderMap, Method};
+use horde_client::transport::{RequestClass, Transferred, Transport, TransportError, Watch};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 
-const KEY: &str = "canary-key-0123456789";
-
-/// Serves each connection with `answer` after its head has been read; counts connections and keeps what was asked.
-struct Server {
-    address: std::net::SocketAddr,
-    hits: Arc<AtomicUsize>,
-    asked: Arc<tokio::sync::Mutex<Vec<u8>>>,
-}
-
-impl Server {
-    async fn start<F, Fut>(answer: F) -> Self
-    where
-        F: Fn(TcpStream) -> Fut + Send + Sync + 'static,
-        Fut: Future<Output = ()> + Send,
-    {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let (hits, asked) = (Arc::new(AtomicUsize::new(0)), Arc::default());
-        let server = Self {
-            address,
-            hits: Arc::clone(&hits),
-            asked: Arc::clone(&asked),
-        };
-        let answer = Arc::new(answer);
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                hits.fetch_add(1, Ordering::SeqCst);
-                let (answer, asked) = (Arc::clone(&answer), Arc::clone(&asked));
-                tokio::spawn(async move {
-                    let mut head = Vec::new();
-                    let mut byte = [0_u8; 1];
-                    while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).await.is_ok_and(|n| n == 1) {
-                        head.push(byte[0]);
-                    }
-                    asked.lock().await.extend(&head);
-                    answer(stream).await;
-                });
-            }
-        });
-        server
-    }
-
-    fn url(&self, path: &str) -> url::Url {
-        format!("http://{}{path}", self.address).parse().expect("an address")
-    }
-
-    fn hits(&self) -> usize {
-        self.hits.load(Ordering::SeqCst)
-    }
-}
-
-fn transport() -> HttpTransport {
-    HttpTransport::new(HttpSettings {
-        allow_loopback: true,
-        user_agent: "horde-workers-test".to_owned(),
-        proxy: None,
-    })
-    .expect("a transport")
-}
-
-fn client(server: &Server) -> Client {
-    let config = ClientConfig {
-        base_url: server.url("/api"),
-        api_key: ApiKey::new(KEY),
-        client_agent: "test:1:x".to_owned(),
-    };
-    Client::new(Arc::new(transport()), config)
-}
-
-fn get(url: url::Url, class: RequestClass, deadline: Duration, max_body_bytes: usize) -> Request {
-    let mut headers = HeaderMap::new();
-    headers.insert("apikey", KEY.parse().expect("a value"));
-    Request {
-        method: Method::GET,
-        url,
-        headers,
-        body: Bytes::new(),
-        class,
-        deadline,
-        max_body_bytes,
-    }
-}
-
-async fn say(mut stream: TcpStream, text: String) {
-    stream.write_all(text.as_bytes()).await.ok();
-    stream.shutdown().await.ok();
-}
+use crate::sockets::{KEY, Server, client, get, say, transport};
 
 #[tokio::test]
 async fn f009_a_slow_drip_ends_at_the_total_deadline() {
@@ -366,64 +278,6 @@ async fn f019_a_packed_body_is_neither_asked_for_nor_unpacked() {
     assert_eq!(&response.body[..], b"packed");
     let asked = String::from_utf8_lossy(&server.asked.lock().await).to_lowercase();
     assert!(!asked.contains("accept-encoding"), "{asked}");
-}
-
-/// Set for the child of the next test: where to send the request.
-const CHILD: &str = "HORDE_CLIENT_TEST_TARGET";
-
-#[tokio::test]
-async fn f022_proxies_of_the_environment_are_not_used() {
-    if let Ok(target) = std::env::var(CHILD) {
-        let target = target.parse().expect("an address");
-        transport()
-            .send(get(target, RequestClass::Api, Duration::from_secs(10), 1000))
-            .await
-            .expect("an answer");
-        return;
-    }
-    let proxy = Server::start(|stream| say(stream, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned())).await;
-    let target = Server::start(|stream| say(stream, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".to_owned())).await;
-    // A process of its own, because an environment belongs to a whole process.
-    let mut child = tokio::process::Command::new(std::env::current_exe().expect("this program"));
-    child.args(["--exact", "transport::f022_proxies_of_the_environment_are_not_used"]);
-    for name in [
-        "http_proxy",
-        "HTTP_PROXY",
-        "https_proxy",
-        "HTTPS_PROXY",
-        "all_proxy",
-        "ALL_PROXY",
-    ] {
-        child.env(name, proxy.url("/").as_str());
-    }
-    child.env_remove("no_proxy").env_remove("NO_PROXY");
-    let outcome = child
-        .env(CHILD, target.url("/").as_str())
-        .output()
-        .await
-        .expect("the child runs");
-    assert!(outcome.status.success(), "{}", String::from_utf8_lossy(&outcome.stdout));
-    assert_eq!((target.hits(), proxy.hits()), (1, 0));
-}
-
-#[tokio::test]
-async fn a_proxy_that_was_configured_is_used_for_the_api_and_not_for_strangers() {
-    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-    let proxy = Server::start(move |stream| say(stream, answer.to_owned())).await;
-    let target = Server::start(move |stream| say(stream, answer.to_owned())).await;
-    let transport = HttpTransport::new(HttpSettings {
-        proxy: Some(proxy.url("/")),
-        allow_loopback: true,
-        user_agent: "horde-workers-test".to_owned(),
-    })
-    .expect("a transport");
-    for (class, hits) in [(RequestClass::Api, (0, 1)), (RequestClass::Stranger, (1, 1))] {
-        transport
-            .send(get(target.url("/"), class, Duration::from_secs(10), 1000))
-            .await
-            .expect("an answer");
-        assert_eq!((target.hits(), proxy.hits()), hits, "{class:?}");
-    }
 }
 
 #[tokio::test]

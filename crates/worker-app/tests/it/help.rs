@@ -1,6 +1,6 @@
 //! What `--help` says, and what wrong command lines are told.
 
-use super::worker::Echo;
+use super::echo::Echo;
 
 #[test]
 fn help_of_the_program_and_of_each_verb() {

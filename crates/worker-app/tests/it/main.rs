@@ -8,7 +8,9 @@
 mod bad_configuration;
 mod configuration;
 mod display;
+mod echo;
 mod help;
 mod key;
+mod start;
 mod state;
 mod worker;
