@@ -21,6 +21,7 @@ pub mod objects;
 pub mod proxy;
 pub mod routes;
 mod schema;
+mod scripted;
 pub mod state;
 mod text;
 mod workers;

@@ -12,6 +12,7 @@ use crate::answer::{Answer, refuse};
 use crate::ledger::{Entry, Fate, Ledger};
 use crate::model::{Generation, Kind, Phase, Request, User, Worker};
 use crate::objects::Objects;
+use crate::scripted::Scripted;
 
 /// The anonymous key: may ask, may not work.
 pub const ANONYMOUS_KEY: &str = "0000000000";
@@ -81,6 +82,7 @@ pub struct State {
     /// Messages for workers, as they go out.
     pub messages: Vec<Value>,
     pub(crate) calls: HashMap<String, VecDeque<Instant>>,
+    pub(crate) scripted: VecDeque<Scripted>,
 }
 
 impl State {
@@ -111,6 +113,7 @@ impl State {
             ledger: Ledger::default(),
             messages: Vec::new(),
             calls: HashMap::new(),
+            scripted: VecDeque::new(),
         }
     }
 

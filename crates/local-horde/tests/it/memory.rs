@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use horde_client::transport::{Request, RequestClass, Response, Transport, TransportError};
-use local_horde::{CLIENT_KEY, Horde, Settings, Weather, fair};
+use local_horde::routes::Call;
+use local_horde::{CLIENT_KEY, Horde, Settings, WORKER_KEY, Weather, fair};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -142,4 +143,36 @@ async fn a_refused_upload_is_not_stored_and_troubles_nothing_else() {
     let answer = way.send(upload).await.expect("an answer");
     assert_eq!(answer.status.as_u16(), 503);
     assert!(horde.state().objects.look("a.webp").is_none());
+}
+
+#[test]
+fn a_scripted_answer_goes_out_byte_for_byte_and_its_ids_stand_in_the_book() {
+    let horde = horde();
+    let mut told = String::new();
+    let ids = horde.state().script_image(2, |ids, uploads| {
+        told = format!(r#"{{"ids": {ids:?}, "r2_uploads": {uploads:?}, "payload": {{"cfg_scale": 1e309}}}}"#);
+        told.clone()
+    });
+    let pop = || {
+        let body = json!({ "name": "a worker", "models": ["m"], "bridge_agent": "x:1:y" }).to_string();
+        let call = Call {
+            method: "POST",
+            path: "/api/v2/generate/pop",
+            query: "",
+            key: Some(WORKER_KEY),
+            length_told: true,
+            json: true,
+            body: body.as_bytes(),
+        };
+        String::from_utf8(horde.answer(&call).body).expect("text")
+    };
+    assert_eq!(horde.state().ledger.summary().popped, 0, "nobody has it yet");
+    assert_eq!(pop(), told);
+    assert!(pop().contains(r#""id":null"#), "there was one");
+    for (id, state) in ids.iter().zip(["faulted", "ok"]) {
+        let body = json!({ "id": id, "generation": "R2", "state": state, "seed": 1 });
+        assert!(horde.call("POST", "generate/submit", WORKER_KEY, &body).is_ok());
+    }
+    let summary = horde.state().ledger.summary();
+    assert_eq!((summary.popped, summary.faulted, summary.accepted), (2, 1, 1));
 }
