@@ -1,27 +1,28 @@
 //! The engine: one job in, its checked pictures out.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use diffusion::adapter::{self, Applied, Lora};
-use diffusion::embedding::Embedding;
-use diffusion::{Error, Request};
+use diffusion::Request;
 use horde_client::metadata::{Metadata, MetadataType, MetadataValue};
 use imaging::Picture;
 use serde::{Deserialize, Serialize};
-use vision::{VisionError, post};
+use vision::VisionError;
+use vision::post::{self, Kind, Networks};
+use vision::upscale::Tiling;
 use worker_app::Stop;
 use worker_runtime::backend::{Engine, EngineReport, Fault, JobContext};
 
 use crate::checked::{About, Gate, Policy};
+use crate::drawing::draw;
 use crate::facts::{Facts, Pace};
-use crate::hires;
 use crate::models::Served;
-use crate::networks::{Installed, PostFiles};
-use crate::resident::{Loaded, Refused, Resident};
-use crate::room::{self, Offer, Room, SMALLEST_PIXELS};
-use crate::sources;
-use crate::work::{LoraFile, Made, Output, Work};
+use crate::networks::{InTiles, Installed, PostFiles};
+use crate::plan::{NoPlan, WhyNot, plan};
+use crate::resident::{Refused, Resident};
+use crate::room::{Offer, Room, SMALLEST_PIXELS, Shortage};
+use crate::steps::{Nobody, Steps};
+use crate::work::{Made, Output, Work};
 
 /// What the child needs to load.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,15 +42,13 @@ pub struct DreamerEngine {
     resident: Mutex<Resident>,
     pace: Mutex<Pace>,
     offer: Mutex<Offer>,
-    begun_with: Offer,
     ceiling: Offer,
-    networks: Installed,
     gate: Gate,
 }
 
 const HINT_FILES: &str =
     "`dreamer models list` shows what is there, `dreamer models pull NAME` fetches a model of the Horde's reference";
-const HINT_MEMORY: &str = "end other programs, serve a smaller model, lower `dreamer.max_power`, raise `dreamer.memory_mb` where it is set, or on a card set `dreamer.check_on_cpu`";
+const HINT_MEMORY: &str = "end other programs, serve a smaller model, lower `dreamer.max_power`, raise `dreamer.memory_mb` where it is set, set `dreamer.allow_post_processing = false`, or on a card set `dreamer.check_on_cpu`";
 
 impl DreamerEngine {
     /// Plans what fits into memory, loads the first model that can be loaded and makes a small picture with it, which
@@ -58,19 +57,18 @@ impl DreamerEngine {
     /// # Errors
     /// No model fits or can be loaded, or the device gives no picture.
     pub fn new(settings: EngineSettings, room: Room, gate: Gate) -> Result<Self, Stop> {
-        let none = |why: String| Stop::no_model(format!("no model can be used: {why}"));
-        let networks = Installed::new(settings.post, room.device.clone());
-        let plan = room::plan(&room, &settings.models, settings.ceiling, 0).map_err(|why| {
-            let hint = if why.contains("memory") {
-                HINT_MEMORY
-            } else {
-                HINT_FILES
+        let none = |why: &dyn std::fmt::Display| Stop::no_model(format!("no model can be used: {why}"));
+        let networks = Arc::new(Installed::new(settings.post, room.device.clone()));
+        let plan = plan(&room, &settings.models, settings.ceiling, &networks.need_of_all(), 0).map_err(|why| {
+            let hint = match &why {
+                NoPlan::Model(_, WhyNot::Memory(_) | WhyNot::SmallPictures(_)) => HINT_MEMORY,
+                NoPlan::Model(_, WhyNot::Files(_)) | NoPlan::NoModel => HINT_FILES,
             };
-            none(why).hint(hint)
+            none(&why).hint(hint)
         })?;
-        let mut resident = Resident::new(settings.models, settings.models_in_memory, room);
+        let mut resident = Resident::new(settings.models, settings.models_in_memory, room, networks);
         for (name, why) in &plan.left_out {
-            tracing::error!(model = name, why, "a model cannot be used and is not offered");
+            tracing::error!(model = name, %why, "a model cannot be used and is not offered");
             resident.forget(name);
         }
         if plan.offer != settings.ceiling {
@@ -78,7 +76,7 @@ impl DreamerEngine {
             tracing::warn!(pixels, batch, "memory is short: less is offered than is configured");
         }
         let mut pace = Pace::default();
-        let mut why = "there is no model to serve".to_owned();
+        let mut stop = none(&NoPlan::NoModel).hint(HINT_FILES);
         for name in resident.names() {
             match tried(&mut resident, &name, &mut pace) {
                 Ok(()) => {
@@ -86,41 +84,57 @@ impl DreamerEngine {
                         resident: Mutex::new(resident),
                         pace: Mutex::new(pace),
                         offer: Mutex::new(plan.offer),
-                        begun_with: plan.offer,
                         ceiling: settings.ceiling,
-                        networks,
                         gate,
                     });
                 }
-                Err(error) => {
-                    tracing::error!(model = name, error, "a model cannot be used and is not offered");
-                    why = format!("`{name}`: {error}");
+                Err(refused) => {
+                    tracing::error!(model = name, error = %refused, "a model cannot be used and is not offered");
+                    stop = none(&format!("`{name}`: {refused}")).hint(match refused {
+                        Refused::Memory(_) => HINT_MEMORY,
+                        Refused::Model(_) => HINT_FILES,
+                    });
                     resident.forget(&name);
                 }
             }
         }
-        Err(none(why).hint(HINT_FILES))
+        Err(stop)
     }
 
-    /// What is offered follows the memory: less after a job that did not fit, and more again when there is more.
-    fn offer_anew(&self, resident: &Resident, was_refused: bool) {
-        let mut offer = self.offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !was_refused && *offer == self.begun_with {
-            return;
-        }
+    /// What memory suffices for now; where nothing fits, small jobs, as they are what shows that there is room again.
+    fn fitting(&self, resident: &Resident) -> Offer {
         let least = Offer {
             pixels: SMALLEST_PIXELS.min(self.ceiling.pixels),
             batch: 1,
         };
-        // Where nothing fits, small jobs are what shows that there is room again.
-        let held = resident.held_bytes();
-        let now = room::plan(resident.room(), resident.models(), self.ceiling, held).map_or(least, |plan| plan.offer);
-        if now != *offer {
-            tracing::warn!(
-                pixels = now.pixels,
-                batch = now.batch,
-                "what is offered follows the memory that is left"
-            );
+        let post = resident.networks().need_of_all();
+        let planned = plan(
+            resident.room(),
+            resident.models(),
+            self.ceiling,
+            &post,
+            resident.held_bytes(),
+        );
+        planned.map_or(least, |plan| plan.offer)
+    }
+
+    /// A job did not fit: what is offered follows the memory that is left.
+    fn offer_less(&self, resident: &Resident) {
+        let Offer { pixels, batch } = self.fitting(resident);
+        tracing::warn!(pixels, batch, "memory is short: less is offered than before");
+        *lock(&self.offer) = Offer { pixels, batch };
+    }
+
+    /// Offers more where there is clearly more memory than when the offer was made.
+    fn offer_more(&self, resident: &Resident) {
+        let mut offer = lock(&self.offer);
+        if *offer == self.ceiling {
+            return;
+        }
+        let now = self.fitting(resident);
+        if now.is_clearly_more_than(*offer, self.ceiling) {
+            let Offer { pixels, batch } = now;
+            tracing::info!(pixels, batch, "there is more memory: more is offered than before");
             *offer = now;
         }
     }
@@ -128,36 +142,32 @@ impl DreamerEngine {
     fn work(&self, work: &Work, job: &dyn JobContext) -> Result<Vec<Result<Output, Fault>>, Fault> {
         let begun = Instant::now();
         let mut notes = work.notes.clone();
-        let mut resident = self.resident.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let size = (work.order.width, work.order.height);
+        let mut resident = lock(&self.resident);
         if !resident.has(&work.model) {
             job.progress(0, work.order.steps, "load");
         }
-        let had_room = match resident.get(&work.model, &planned(work)) {
-            Ok(_) => Ok(()),
-            Err(refused) => Err(refused),
+        let post = resident.networks().need(&work.post).need(size, work.order.batch);
+        let ready = match resident.room().check(post, 0, resident.held_bytes()) {
+            Ok(()) => resident.get(&work.model, &planned(work)),
+            Err(shortage) => Err(Refused::Memory(shortage)),
         };
-        self.offer_anew(&resident, matches!(had_room, Err(Refused::Memory(_))));
-        had_room.map_err(|refused| Fault::of_worker(refused.to_string()))?;
-        let loaded = resident
-            .latest()
-            .ok_or_else(|| Fault::of_worker("no model is in memory"))?;
-        self.note_load(loaded);
+        let loaded = match ready {
+            Ok(loaded) => loaded,
+            Err(refused) => {
+                if matches!(refused, Refused::Memory(_)) {
+                    self.offer_less(&resident);
+                }
+                return Err(Fault::of_worker(refused.to_string()));
+            }
+        };
+        lock(&self.pace).loaded(loaded.seconds);
         let mut steps = Steps::new(job);
-        let pictures = self.generate(loaded, work, &mut notes, &mut steps)?;
+        let pictures = draw(loaded, work, &mut notes, &mut steps)?;
         let (served_nsfw, style) = (loaded.served.nsfw, loaded.served.style.clone());
-        drop(resident);
         self.learn(work, &steps);
-        let pictures = post::chain(
-            &work.post,
-            pictures,
-            &self.networks,
-            work.face_strength,
-            &mut |done, total| {
-                job.progress(done as u32, total as u32, "post");
-                !job.is_cancelled()
-            },
-        )
-        .map_err(post_fault)?;
+        let pictures = post_process(&mut resident, work, pictures, job)?;
+        drop(resident);
         let said = said(work);
         let about = About {
             prompt: &said,
@@ -191,115 +201,12 @@ impl DreamerEngine {
         Ok(each.collect())
     }
 
-    /// Puts LoRAs and inversions on, makes the pictures, and takes both off again, whatever happens.
-    fn generate(
-        &self,
-        loaded: &mut Loaded,
-        work: &Work,
-        notes: &mut Vec<Metadata>,
-        steps: &mut Steps<'_>,
-    ) -> Result<Vec<Picture>, Fault> {
-        let request = self.request(loaded, work, notes);
-        let mut applied = Vec::new();
-        for lora in &work.loras {
-            match put_on(loaded, lora) {
-                Ok(one) => applied.push(one),
-                Err(value) => notes.push(Metadata::new(MetadataType::Lora, value, Some(&lora.name))),
-            }
-        }
-        self.give_embeddings(loaded, work, notes);
-        let pictures = loaded.pipeline.generate(&request, steps);
-        loaded.pipeline.embeddings = Box::new(|_, _| None);
-        for one in applied {
-            if let Err(error) = adapter::take_off(loaded.pipeline.model(), one) {
-                tracing::error!(%error, "a LoRA could not be taken off; the model is read again for the next job");
-                loaded.is_spoiled = true;
-            }
-        }
-        pictures.map_err(fault)
-    }
-
-    fn request(&self, loaded: &Loaded, work: &Work, notes: &mut Vec<Metadata>) -> Request {
-        let order = &work.order;
-        let mut request = order.request(work.prompt.clone());
-        let model = loaded.pipeline.model();
-        let mut has_mask = false;
-        if let (Some(usage), Some(bytes)) = (order.source, &work.source) {
-            match sources::decode(bytes, work.mask.as_ref().map(|mask| mask.as_slice()), usage) {
-                Ok(source) => {
-                    if source.is_mask_broken {
-                        notes.push(Metadata::new(
-                            MetadataType::SourceMask,
-                            MetadataValue::ParseFailed,
-                            None,
-                        ));
-                    }
-                    has_mask = source.mask.is_some();
-                    request.source = Some(diffusion::Source {
-                        picture: source.picture,
-                        mask: source.mask,
-                        // Models with channels for the mask see the picture with a hole.
-                        inpaint: model.unet.in_channels() == 2 * model.vae.latent_channels() + 1,
-                        denoise: order.denoise,
-                    });
-                }
-                Err(error) => {
-                    tracing::info!(%error, "a source is no picture; the job goes on without");
-                    notes.push(Metadata::new(
-                        MetadataType::SourceImage,
-                        MetadataValue::ParseFailed,
-                        None,
-                    ));
-                }
-            }
-        }
-        if order.hires && !has_mask {
-            let size = (order.width, order.height);
-            request.hires = hires::passes(model.family, size, order.steps as usize, order.hires_denoise);
-        }
-        request
-    }
-
-    fn give_embeddings(&self, loaded: &mut Loaded, work: &Work, notes: &mut Vec<Metadata>) {
-        let model = loaded.pipeline.model();
-        let widths = [model.token_width(false), model.token_width(true)];
-        let mut known = Vec::new();
-        for (name, path) in &work.embeddings {
-            let opened = Embedding::open(path);
-            let fits = |embedding: &Embedding| {
-                [false, true]
-                    .into_iter()
-                    .zip(widths)
-                    .any(|(big, width)| width.is_some_and(|width| embedding.vectors(big, width).is_some()))
-            };
-            let note = match &opened {
-                Ok(embedding) if fits(embedding) => None,
-                Ok(_) => Some(MetadataValue::BaselineMismatch),
-                Err(_) => Some(MetadataValue::ParseFailed),
-            };
-            match (opened, note) {
-                (Ok(embedding), None) => known.push((name.clone(), embedding)),
-                (_, note) => notes.extend(note.map(|value| Metadata::new(MetadataType::Ti, value, Some(name)))),
-            }
-        }
-        loaded.pipeline.embeddings = Box::new(move |name, big| {
-            let (_, embedding) = known.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
-            embedding.vectors(big, widths[usize::from(big)]?)
-        });
-    }
-
-    fn note_load(&self, loaded: &Loaded) {
-        let mut pace = self.pace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        pace.loaded(loaded.seconds);
-    }
-
     fn learn(&self, work: &Work, steps: &Steps<'_>) {
         if let (Some(seconds), None) = (steps.seconds_each(), work.order.source) {
             let calls = f64::from(work.order.sampler().calls_per_step());
             let each = work.order.pixels() / 1e6 * calls * f64::from(work.order.batch);
-            let mut pace = self.pace.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             if !work.order.hires {
-                pace.learn(&work.model, each / seconds);
+                lock(&self.pace).learn(&work.model, each / seconds);
             }
         }
     }
@@ -310,14 +217,11 @@ impl Engine for DreamerEngine {
     type Output = Output;
 
     fn report(&self) -> EngineReport {
+        let pace = lock(&self.pace).clone();
         // A job may hold the models for minutes; what they are does not change meanwhile.
-        let pace = self
-            .pace
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone();
-        let resident = self.resident.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let offer = *self.offer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let resident = lock(&self.resident);
+        self.offer_more(&resident);
+        let offer = *lock(&self.offer);
         Facts::new(resident.names(), resident.in_memory(), offer, pace).report()
     }
 
@@ -329,19 +233,19 @@ impl Engine for DreamerEngine {
 }
 
 /// Loads a model and makes a small picture with it.
-fn tried(resident: &mut Resident, name: &str, pace: &mut Pace) -> Result<(), String> {
+fn tried(resident: &mut Resident, name: &str, pace: &mut Pace) -> Result<(), Refused> {
     const SIDE: u32 = 256;
     let request = Request {
         steps: 3,
         ..Request::new("a photo", SIDE, SIDE)
     };
-    let loaded = resident.get(name, &request).map_err(|refused| refused.to_string())?;
+    let loaded = resident.get(name, &request)?;
     pace.loaded(loaded.seconds);
     let mut steps = Steps::new(&Nobody);
     loaded
         .pipeline
         .generate(&request, &mut steps)
-        .map_err(|error| error.to_string())?;
+        .map_err(|error| Refused::Model(error.to_string()))?;
     if let Some(seconds) = steps.seconds_each() {
         pace.learn(name, f64::from(SIDE * SIDE) / 1e6 / seconds);
     }
@@ -363,71 +267,49 @@ fn planned(work: &Work) -> Request {
     }
 }
 
-fn put_on(loaded: &Loaded, lora: &LoraFile) -> Result<Applied, MetadataValue> {
-    let put = Lora::open(&lora.path, lora.model, lora.clip)
-        .and_then(|opened| adapter::apply(loaded.pipeline.model(), std::slice::from_ref(&opened)));
-    put.map_err(|error| {
-        tracing::info!(%error, "a LoRA is left out");
-        match error {
-            Error::Adapter { .. } => MetadataValue::BaselineMismatch,
-            _ => MetadataValue::ParseFailed,
-        }
-    })
+/// Sends the pictures through what the job names. For that the models may leave, and where memory is short an upscaler
+/// works in smaller tiles.
+fn post_process(
+    resident: &mut Resident,
+    work: &Work,
+    pictures: Vec<Picture>,
+    job: &dyn JobContext,
+) -> Result<Vec<Picture>, Fault> {
+    let steps = post::plan(&work.post).map_err(post_fault)?;
+    if steps.is_empty() {
+        return Ok(pictures);
+    }
+    let short = |shortage: Shortage| Fault::of_worker(shortage.to_string());
+    let networks = Arc::clone(resident.networks());
+    let (size, batch) = ((work.order.width, work.order.height), work.order.batch);
+    let need = networks.need(&work.post);
+    resident.make_room(&[need.need(size, batch)]).map_err(short)?;
+    let upscaler = steps.iter().find(|(_, kind)| *kind == Kind::Upscale);
+    let tilings = match upscaler {
+        Some((name, _)) => need.tilings(&*networks.upscaler(name).map_err(post_fault)?, size, batch),
+        None => Vec::new(),
+    };
+    let needs: Vec<_> = tilings.iter().map(|(_, need)| *need).collect();
+    let at = resident.make_room(&needs).map_err(short)?;
+    let in_tiles = InTiles {
+        installed: &networks,
+        tiling: tilings.get(at).map_or_else(Tiling::default, |(tiling, _)| *tiling),
+    };
+    let mut progress = |done: usize, total: usize| {
+        job.progress(done as u32, total as u32, "post");
+        !job.is_cancelled()
+    };
+    post::chain(&work.post, pictures, &in_tiles, work.face_strength, &mut progress).map_err(post_fault)
 }
 
-fn fault(error: Error) -> Fault {
-    match error {
-        Error::Request(_) => Fault::of_job(error.to_string()),
-        Error::Cancelled => Fault::of_worker("cancelled"),
-        _ => Fault::of_worker(error.to_string()),
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn post_fault(error: VisionError) -> Fault {
     match error {
         VisionError::Input(_) => Fault::of_job(error.to_string()),
         _ => Fault::of_worker(error.to_string()),
-    }
-}
-
-/// Nobody is told.
-struct Nobody;
-
-impl JobContext for Nobody {
-    fn progress(&self, _: u32, _: u32, _: &str) {}
-    fn is_cancelled(&self) -> bool {
-        false
-    }
-}
-
-/// Passes steps on and takes their time.
-struct Steps<'a> {
-    job: &'a dyn JobContext,
-    times: Vec<Instant>,
-}
-
-impl<'a> Steps<'a> {
-    fn new(job: &'a dyn JobContext) -> Self {
-        Self { job, times: Vec::new() }
-    }
-
-    /// Mean seconds of a step; `None` where fewer than two were seen.
-    fn seconds_each(&self) -> Option<f64> {
-        let (first, last) = (self.times.first()?, self.times.last()?);
-        let count = self.times.len() - 1;
-        let seconds = last.duration_since(*first).as_secs_f64() / count as f64;
-        (count > 0 && seconds > 0.0).then_some(seconds)
-    }
-}
-
-impl diffusion::Progress for Steps<'_> {
-    fn step(&mut self, step: usize, total: usize) {
-        self.times.push(Instant::now());
-        self.job.progress(step as u32, total as u32, "sample");
-    }
-
-    fn is_cancelled(&self) -> bool {
-        self.job.is_cancelled()
     }
 }
 

@@ -145,6 +145,7 @@ impl Program for Dreamer {
         let is_beside = check_on.is_cpu() == device.is_cpu();
         let check_room = Room {
             device: check_on.clone(),
+            free_bytes: diffusion::memory::free_bytes,
             limit_bytes: limit_bytes.filter(|_| is_beside),
             check_bytes,
         };
@@ -154,6 +155,7 @@ impl Program for Dreamer {
         })?;
         let room = Room {
             device: device.clone(),
+            free_bytes: diffusion::memory::free_bytes,
             limit_bytes,
             check_bytes: if is_beside { check_bytes } else { 0 },
         };

@@ -1,12 +1,15 @@
-//! Models in memory: as many as the owner allows and as there is room for; the least recently used leaves first.
+//! Models in memory: as many as the owner allows and as there is room for; the least recently used leaves first. The
+//! networks of post-processing leave before them and come back when they are needed.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use diffusion::pipeline::WHOLE_PIXELS;
 use diffusion::{Outline, Overrides, Pipeline, Request};
 
 use crate::models::Served;
-use crate::room::{Room, Shortage};
+use crate::networks::Installed;
+use crate::room::{Need, Room, Shortage};
 
 /// A model that is ready.
 pub struct Loaded {
@@ -28,6 +31,7 @@ pub struct Resident {
     loaded: Vec<Loaded>, // the most recently used last
     most: usize,
     room: Room,
+    networks: Arc<Installed>,
 }
 
 /// Why a model is not ready for a request.
@@ -50,12 +54,13 @@ impl std::fmt::Display for Refused {
 
 impl Resident {
     /// Nothing is read yet.
-    pub fn new(models: Vec<Served>, most: usize, room: Room) -> Self {
+    pub fn new(models: Vec<Served>, most: usize, room: Room, networks: Arc<Installed>) -> Self {
         Self {
             models,
             loaded: Vec::new(),
             most: most.max(1),
             room,
+            networks,
         }
     }
 
@@ -69,9 +74,41 @@ impl Resident {
         &self.models
     }
 
-    /// Bytes of the models in memory.
+    /// Networks of post-processing.
+    pub fn networks(&self) -> &Arc<Installed> {
+        &self.networks
+    }
+
+    /// Bytes of the models and networks in memory.
     pub fn held_bytes(&self) -> u64 {
-        self.loaded.iter().map(|one| one.weights_bytes).sum()
+        let models = self.loaded.iter().map(|one| one.weights_bytes).sum::<u64>();
+        models.saturating_add(self.networks.held_bytes())
+    }
+
+    /// The first of `needs`, all with the same weights, for which there is room beside the models in memory. Where there is
+    /// none, other networks leave and then the least recently used models.
+    ///
+    /// # Errors
+    /// There is no room for the last, even without any model.
+    pub fn make_room(&mut self, needs: &[Need]) -> Result<usize, Shortage> {
+        loop {
+            let networks = self.networks.held_bytes();
+            let (held, mut shortage, mut are_others) = (self.held_bytes(), None, false);
+            for (at, need) in needs.iter().enumerate() {
+                let beside = networks.saturating_sub(need.weights_bytes);
+                are_others = beside > 0;
+                match self.room.check(*need, held - networks + beside, held) {
+                    Ok(()) => return Ok(at),
+                    Err(short) => shortage = Some(short),
+                }
+            }
+            match shortage {
+                None => return Ok(0),
+                Some(_) if are_others && self.networks.let_go() => {}
+                Some(shortage) if self.loaded.is_empty() => return Err(shortage),
+                Some(_) => drop(self.loaded.remove(0)),
+            }
+        }
     }
 
     /// Names of all models.
@@ -128,8 +165,9 @@ impl Resident {
         loop {
             let others = self.held_bytes();
             let held = others + ready.as_ref().map_or(0, |one| one.weights_bytes);
-            match self.room.check(&plan, others, held) {
+            match self.room.check(Need::from(&plan), others, held) {
                 Ok(()) => break,
+                Err(_) if self.networks.let_go() => {}
                 Err(_) if !self.loaded.is_empty() => drop(self.loaded.remove(0)),
                 Err(shortage) => {
                     self.loaded.extend(ready.take());

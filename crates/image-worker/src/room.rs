@@ -3,15 +3,14 @@
 
 use std::fmt;
 
-use diffusion::memory::{free_bytes, own_bytes};
-use diffusion::model::Family;
+use diffusion::memory::own_bytes;
 use diffusion::pipeline::WHOLE_PIXELS;
 use diffusion::{MemoryPlan, Outline, Request, Source};
 use imaging::Picture;
 use serde::{Deserialize, Serialize};
 use vision::Device;
 
-use crate::models::Served;
+use crate::post::PostNeed;
 
 /// Smallest offer that is worth a pop: requests below 256×256 are rare.
 pub const SMALLEST_PIXELS: u64 = 256 * 256;
@@ -25,6 +24,8 @@ const SPARE: (u64, u64) = (4, 3);
 pub struct Room {
     /// Where pictures are made.
     pub device: Device,
+    /// Tells what is free there: [`diffusion::memory::free_bytes`], but for tests.
+    pub free_bytes: fn(&Device) -> Option<u64>,
     /// The owner's bound for all that the engine holds.
     pub limit_bytes: Option<u64>,
     /// What the content check holds on the device.
@@ -38,6 +39,24 @@ pub struct Offer {
     pub pixels: u64,
     /// Pictures of one job.
     pub batch: u32,
+}
+
+impl Offer {
+    /// Whether this is so much more than `before` that it is worth telling: what is free changes all the time.
+    pub fn is_clearly_more_than(self, before: Self, ceiling: Self) -> bool {
+        let is_larger =
+            self.pixels > before.pixels && (self.pixels >= ceiling.pixels || self.pixels / 9 * 8 >= before.pixels);
+        is_larger || (self.pixels == before.pixels && self.batch > before.batch)
+    }
+}
+
+/// What one part of a job needs, the content check apart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Need {
+    /// Weights of its networks.
+    pub weights_bytes: u64,
+    /// To work in.
+    pub work_bytes: u64,
 }
 
 /// A job or a model for which there is not enough memory.
@@ -76,11 +95,20 @@ fn amount(bytes: u64) -> String {
     }
 }
 
+impl From<&MemoryPlan> for Need {
+    fn from(plan: &MemoryPlan) -> Self {
+        Self {
+            weights_bytes: plan.weights_bytes,
+            work_bytes: plan.peak_bytes().saturating_sub(plan.weights_bytes),
+        }
+    }
+}
+
 impl Room {
-    /// Most bytes that the engine can hold as things are now, of which it holds `held` for models; `None` where nobody
+    /// Most bytes that the engine can hold as things are now, of which it holds `held` for networks; `None` where nobody
     /// tells.
     fn most_bytes(&self, held: u64) -> Option<u64> {
-        let free = free_bytes(&self.device);
+        let free = (self.free_bytes)(&self.device);
         let now = match (&self.device, free) {
             (Device::Cpu, Some(free)) => Some(free.saturating_add(own_bytes().unwrap_or(0))),
             (_, Some(free)) => Some(free.saturating_add(held).saturating_add(self.check_bytes)),
@@ -92,17 +120,16 @@ impl Room {
         }
     }
 
-    /// Whether `plan` can be carried out beside other models of `others` bytes, where `held` are held for models now.
+    /// Whether there is room for `need` beside other networks of `others` bytes, where `held` are held for networks now.
     ///
     /// # Errors
-    /// It cannot, and by how much.
-    pub fn check(&self, plan: &MemoryPlan, others: u64, held: u64) -> Result<(), Shortage> {
-        let weights_bytes = plan.weights_bytes.saturating_add(others);
+    /// There is none, and how much is missing.
+    pub fn check(&self, need: Need, others: u64, held: u64) -> Result<(), Shortage> {
+        let weights_bytes = need.weights_bytes.saturating_add(others);
         let Some(has_bytes) = self.most_bytes(held) else {
             return Ok(());
         };
-        let work = plan.peak_bytes().saturating_sub(plan.weights_bytes);
-        let work_bytes = work.saturating_mul(SPARE.0) / SPARE.1;
+        let work_bytes = need.work_bytes.saturating_mul(SPARE.0) / SPARE.1;
         let needs = weights_bytes
             .saturating_add(work_bytes)
             .saturating_add(self.check_bytes);
@@ -132,14 +159,17 @@ impl Room {
         })
     }
 
-    /// What a model of this outline may be asked for when no other is in memory, at most `ceiling`.
+    /// What a model of this outline may be asked for when no other is in memory, at most `ceiling`. Its pictures may go
+    /// through all of `post`, for which the model can leave.
     ///
     /// # Errors
     /// Not even a small picture fits.
-    pub fn offer(&self, outline: &Outline, ceiling: Offer, held: u64) -> Result<Offer, Shortage> {
+    pub fn offer(&self, outline: &Outline, ceiling: Offer, post: &PostNeed, held: u64) -> Result<Offer, Shortage> {
         let fits = |pixels: u64, batch: u32| {
-            let plan = outline.plan(&largest(pixels, batch), self.device.is_cpu(), WHOLE_PIXELS);
-            self.check(&plan, 0, held)
+            let request = largest(pixels, batch);
+            let plan = outline.plan(&request, self.device.is_cpu(), WHOLE_PIXELS);
+            self.check(Need::from(&plan), 0, held)?;
+            self.check(post.need((request.width, request.height), batch), 0, held)
         };
         let pixels = if fits(ceiling.pixels, 1).is_ok() {
             ceiling.pixels
@@ -165,76 +195,6 @@ impl Room {
         };
         let batch = (2..=ceiling.batch).rev().find(all_fit).unwrap_or(1);
         Ok(Offer { pixels, batch })
-    }
-}
-
-/// Which models are served and what is offered for all of them together.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// Names of the models that are served.
-    pub served: Vec<String>,
-    /// What each of them can do.
-    pub offer: Offer,
-    /// Models that are not, and why.
-    pub left_out: Vec<(String, String)>,
-}
-
-/// Looks at all models' headers. A model that cannot make pictures of its own size (or of the ceiling, where that is less)
-/// is left out if others can, so that it does not lower what they are offered for. `held` bytes are held for models now.
-///
-/// # Errors
-/// No model can be served; why the first cannot.
-pub fn plan(room: &Room, models: &[Served], ceiling: Offer, held: u64) -> Result<Plan, String> {
-    let mut able: Vec<(String, Offer, bool)> = Vec::new();
-    let mut left_out = Vec::new();
-    for model in models {
-        let opened = Outline::open(&model.files(), &[]).map_err(|error| error.to_string());
-        let offer = opened.and_then(|outline| {
-            let offer = room
-                .offer(&outline, ceiling, held)
-                .map_err(|shortage| shortage.to_string())?;
-            Ok((
-                offer,
-                offer.pixels >= native_pixels(outline.family()).min(ceiling.pixels),
-            ))
-        });
-        match offer {
-            Ok((offer, is_whole)) => able.push((model.name.clone(), offer, is_whole)),
-            Err(why) => left_out.push((model.name.clone(), why)),
-        }
-    }
-    if able.iter().any(|(_, _, is_whole)| *is_whole) {
-        let (kept, small): (Vec<_>, Vec<_>) = able.into_iter().partition(|(_, _, is_whole)| *is_whole);
-        able = kept;
-        left_out.extend(small.into_iter().map(|(name, offer, _)| {
-            let why = format!(
-                "memory suffices for pictures of {} pixels only, less than its own size",
-                offer.pixels
-            );
-            (name, why)
-        }));
-    }
-    let pixels = able.iter().map(|(_, offer, _)| offer.pixels).min();
-    let batch = able.iter().map(|(_, offer, _)| offer.batch).min();
-    match (pixels, batch) {
-        (Some(pixels), Some(batch)) => Ok(Plan {
-            served: able.into_iter().map(|(name, _, _)| name).collect(),
-            offer: Offer { pixels, batch },
-            left_out,
-        }),
-        _ => Err(left_out
-            .first()
-            .map_or("there is no model to serve".to_owned(), |(name, why)| {
-                format!("`{name}`: {why}")
-            })),
-    }
-}
-
-/// Pixels of the pictures that a family was trained on.
-fn native_pixels(family: Family) -> u64 {
-    match family {
-        Family::Sd1 | Family::Sd2 => 512 * 512,
-        Family::Sdxl => 1024 * 1024,
     }
 }
 
@@ -264,71 +224,19 @@ fn largest(pixels: u64, batch: u32) -> Request {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
-    fn room(limit_mb: u64, check_mb: u64) -> Room {
-        Room {
+    #[test]
+    fn the_content_check_counts_before_anything_is_read() {
+        let room = |limit_mb: u64| Room {
             device: Device::Cpu,
+            free_bytes: diffusion::memory::free_bytes,
             limit_bytes: Some(limit_mb << 20),
-            check_bytes: check_mb << 20,
-        }
-    }
-
-    fn tiny(name: &str) -> Served {
-        Served {
-            name: name.into(),
-            checkpoint: Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("../../tests/models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors"),
-            unet: None,
-            vae: None,
-            baseline: None,
-            nsfw: false,
-            style: String::new(),
-        }
-    }
-
-    const CEILING: Offer = Offer {
-        pixels: 1024 * 1024,
-        batch: 8,
-    };
-
-    fn offered(limit_mb: u64, check_mb: u64) -> Result<Offer, String> {
-        plan(&room(limit_mb, check_mb), &[tiny("tiny")], CEILING, 0).map(|plan| plan.offer)
-    }
-
-    #[test]
-    fn less_memory_lowers_the_offer_down_to_a_refusal_with_its_reason() {
-        assert_eq!(offered(8_000, 0), Ok(CEILING));
-        let mut before = CEILING;
-        let mut was_lowered = false;
-        for limit in (40..2_000).rev().step_by(40) {
-            match offered(limit, 0) {
-                Ok(offer) => {
-                    assert!(offer.pixels <= before.pixels, "{limit}: {offer:?} after {before:?}");
-                    assert!(offer.pixels >= SMALLEST_PIXELS && (1..=8).contains(&offer.batch));
-                    was_lowered |= offer.pixels < CEILING.pixels;
-                    before = offer;
-                }
-                Err(why) => {
-                    assert!(why.contains("`tiny`: it needs") && why.contains("are there"), "{why}");
-                    assert!(was_lowered, "it was refused before it was lowered");
-                    return;
-                }
-            }
-        }
-        panic!("40 MB are too few for a model of 27 MB and its work");
-    }
-
-    #[test]
-    fn the_content_check_counts() {
-        let with = offered(1_300, 1_200);
-        assert!(with.is_err() || with.is_ok_and(|offer| offer.pixels < 512 * 512));
-        assert!(offered(1_300, 0).is_ok_and(|offer| offer.pixels >= 512 * 512));
-        let shortage = room(1_000, 1_200).check_alone().unwrap_err();
+            check_bytes: 1_200 << 20,
+        };
+        let shortage = room(1_000).check_alone().unwrap_err();
         assert_eq!((shortage.check_bytes, shortage.has_bytes), (1_200 << 20, 1_000 << 20));
-        assert!(room(1_300, 1_200).check_alone().is_ok());
+        assert!(room(1_300).check_alone().is_ok());
         assert!(
             shortage.to_string().contains("1.2 GB for the content check"),
             "{shortage}"
@@ -351,17 +259,5 @@ mod tests {
             let asked = largest(pixels, 1);
             assert!(u64::from(asked.width) * u64::from(asked.height) >= pixels);
         }
-    }
-
-    #[test]
-    fn a_model_that_cannot_make_its_own_size_does_not_lower_the_others() {
-        let broken = Served {
-            checkpoint: "/nowhere/m.safetensors".into(),
-            ..tiny("broken")
-        };
-        let made = plan(&room(8_000, 0), &[broken, tiny("tiny")], CEILING, 0).unwrap();
-        assert_eq!((made.served, made.offer), (vec!["tiny".to_owned()], CEILING));
-        assert!(made.left_out[0].0 == "broken" && made.left_out[0].1.contains("/nowhere/m.safetensors"));
-        assert!(plan(&room(8_000, 0), &[], CEILING, 0).is_err());
     }
 }

@@ -144,7 +144,7 @@ pub trait Engine: Send + Sync + 'static {
     /// See [`Backend::Output`].
     type Output: Serialize + DeserializeOwned + Send + 'static;
 
-    /// What it can do, after loading.
+    /// What it can do, after loading. Asked after each job and every few seconds while there is none.
     fn report(&self) -> EngineReport;
 
     /// Runs one job to its end: one entry per generation, in order. Blocks; called on up to `capacity` threads at once.

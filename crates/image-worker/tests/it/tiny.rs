@@ -1,7 +1,5 @@
 //! An engine with the tiny trained model and a job for it.
 
-use std::path::Path;
-
 use image_worker::checked::Gate;
 use image_worker::engine::{DreamerEngine, EngineSettings};
 use image_worker::models::Served;
@@ -28,28 +26,48 @@ pub const CEILING: Offer = Offer {
     batch: 4,
 };
 
-/// The tiny model under these names, two of them in memory at once, within `limit_mb` of memory.
-pub fn engine(names: &[&str], limit_mb: Option<u64>, gate: Gate) -> Result<DreamerEngine, Stop> {
-    let served = |name: &&str| Served {
-        name: (*name).into(),
-        checkpoint: Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("../../tests/models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors"),
+/// The file of the tiny model.
+pub const CHECKPOINT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../tests/models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors"
+);
+
+/// The tiny model under this name.
+pub fn served(name: &str) -> Served {
+    Served {
+        name: name.into(),
+        checkpoint: CHECKPOINT.into(),
         unet: None,
         vae: None,
         baseline: None,
         nsfw: true,
         style: "anime".into(),
-    };
-    let settings = EngineSettings {
-        models: names.iter().map(served).collect(),
-        models_in_memory: 2,
-        post: PostFiles::default(),
-        ceiling: CEILING,
-    };
+    }
+}
+
+/// The tiny model under these names, within `limit_mb` of memory.
+pub fn engine(names: &[&str], limit_mb: Option<u64>, gate: Gate) -> Result<DreamerEngine, Stop> {
+    engine_of(names.iter().map(|name| served(name)).collect(), limit_mb, gate)
+}
+
+/// These models, two of them in memory at once, within `limit_mb` of memory.
+pub fn engine_of(models: Vec<Served>, limit_mb: Option<u64>, gate: Gate) -> Result<DreamerEngine, Stop> {
     let room = Room {
         device: Device::Cpu,
+        free_bytes: diffusion::memory::free_bytes,
         limit_bytes: limit_mb.map(|mb| mb << 20),
         check_bytes: 0,
+    };
+    engine_in(room, models, PostFiles::default(), gate)
+}
+
+/// These models, two of them in memory at once, with these post-processors.
+pub fn engine_in(room: Room, models: Vec<Served>, post: PostFiles, gate: Gate) -> Result<DreamerEngine, Stop> {
+    let settings = EngineSettings {
+        models,
+        models_in_memory: 2,
+        post,
+        ceiling: CEILING,
     };
     DreamerEngine::new(settings, room, gate)
 }

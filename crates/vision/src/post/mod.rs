@@ -60,6 +60,10 @@ pub trait Networks {
     fn upscaler(&self, name: &str) -> Result<Arc<Upscaler>>;
     /// The network of `strip_background`.
     fn remover(&self) -> Result<Arc<BackgroundRemover>>;
+    /// How pictures are cut for upscalers.
+    fn tiling(&self) -> Tiling {
+        Tiling::default()
+    }
 }
 
 /// The names in the order of work, each once; those of one kind keep the requester's order. A name that is unknown and a
@@ -139,7 +143,7 @@ pub fn chain<S: AsRef<str>>(
                     };
                     restore_faces(picture, detector, restorer, &settings, &mut inner)?
                 }
-                Step::Upscale(upscaler) => upscaler.upscale(picture, Tiling::default(), &mut inner)?,
+                Step::Upscale(upscaler) => upscaler.upscale(picture, networks.tiling(), &mut inner)?,
                 Step::CutOut(remover) => remover.cut_out(picture, &MattingSettings::default())?,
             };
             begun += PARTS;

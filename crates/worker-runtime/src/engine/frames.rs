@@ -38,7 +38,7 @@ pub enum ToEngine<W> {
 /// From the engine.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromEngine<O> {
-    /// Loaded; also sent again when the report changed after a job.
+    /// Loaded; also sent again when the report changed, after a job or while there is none.
     Ready(EngineReport),
     /// Not loaded, and trying again will not help.
     Refused(LoadError),

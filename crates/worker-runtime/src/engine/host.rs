@@ -7,12 +7,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use super::frames::{self, FrameError, FromEngine, ToEngine};
 use crate::backend::{Engine, EngineReport, Fault, JobContext, LoadError};
 
 /// Stack of a job's thread: model code recurses deeper than the 2 MiB default of a thread allows.
 const JOB_STACK_BYTES: usize = 16 << 20;
+
+/// How often an idle engine is asked whether what it can do has changed: memory may have fallen free.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
 
 /// Serves one engine over this process's stdin and stdout until the supervisor closes the pipe.
 ///
@@ -76,6 +80,13 @@ impl<E: Engine> Host<E> {
             Ok(Ok(engine)) => {
                 let _ = self.engine.set(engine);
                 self.tell_report();
+                loop {
+                    std::thread::sleep(REPORT_EVERY);
+                    // A job tells the report itself when it ends.
+                    if lock(&self.cancels).is_empty() {
+                        self.tell_report();
+                    }
+                }
             }
             Ok(Err(error)) => self.send(&FromEngine::Refused(error)),
             // The message of the panic is on stderr already; the supervisor sees a dead child and tries again.

@@ -87,6 +87,20 @@ async fn a_child_loads_runs_jobs_side_by_side_and_tells_its_progress() {
 }
 
 #[tokio::test]
+async fn an_idle_child_tells_what_has_changed_by_itself() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mood = folder.path().join("mood");
+    std::fs::write(&mood, "poor").expect("written");
+    let device = device(serde_json::json!({ "mood": mood }));
+    ready(&device).await;
+    let says = |word: &'static str| move |state: &DeviceState| matches!(state, DeviceState::Ready(report) if report.facts["mood"] == word);
+    until(&device, says("poor")).await;
+    std::fs::write(&mood, "rich").expect("written");
+    until(&device, says("rich")).await;
+    device.stop().await;
+}
+
+#[tokio::test]
 async fn f073_a_panic_costs_one_job_and_the_child_lives() {
     let device = device(serde_json::json!({}));
     ready(&device).await;

@@ -1,5 +1,6 @@
 //! A stand-in engine behind a pipe, for tests and benches. Its jobs only take time.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use worker_runtime::backend::{Engine, EngineReport, Fault, JobContext, LoadError};
@@ -22,7 +23,10 @@ pub fn serve() -> std::process::ExitCode {
                 .as_u64()
                 .and_then(|n| usize::try_from(n).ok())
                 .unwrap_or(1);
-            Ok(ToyEngine { capacity })
+            Ok(ToyEngine {
+                capacity,
+                mood: config["mood"].as_str().map(PathBuf::from),
+            })
         }
     })
 }
@@ -31,6 +35,8 @@ pub fn serve() -> std::process::ExitCode {
 pub struct ToyEngine {
     /// Jobs at once.
     pub capacity: usize,
+    /// A file whose text is part of the report.
+    pub mood: Option<PathBuf>,
 }
 
 impl Engine for ToyEngine {
@@ -40,7 +46,10 @@ impl Engine for ToyEngine {
     fn report(&self) -> EngineReport {
         EngineReport {
             capacity: self.capacity,
-            facts: serde_json::json!({ "toy": true }),
+            facts: match &self.mood {
+                None => serde_json::json!({ "toy": true }),
+                Some(mood) => serde_json::json!({ "toy": true, "mood": std::fs::read_to_string(mood).ok() }),
+            },
         }
     }
 
