@@ -49,12 +49,12 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// An entry; a reference longer than the server takes is cut.
+    /// An entry; a reference longer than the server takes is cut, and so are control characters: it refuses a NUL.
     pub fn new(kind: MetadataType, value: MetadataValue, reference: Option<&str>) -> Self {
         Self {
             kind,
             value,
-            reference: reference.map(|text| text.chars().take(LONGEST_REF).collect()),
+            reference: reference.map(|text| text.chars().filter(|c| !c.is_control()).take(LONGEST_REF).collect()),
         }
     }
 }

@@ -18,6 +18,8 @@ use crate::work::LoraFile;
 
 /// Most LoRAs of a job; the Horde's own bound.
 const MAX_LORAS: usize = 5;
+/// Most LoRAs beyond these that are noted as left out: the Horde takes fifty notes in all.
+const MOST_TOO_MANY: usize = 20;
 /// Most textual inversions of a job; the Horde's own bound.
 const MAX_INVERSIONS: usize = 20;
 /// All of them together get no longer; the shortest lease has 150 seconds.
@@ -97,6 +99,10 @@ impl Extras {
                     .push(Metadata::new(MetadataType::Lora, value, Some(&lora.name))),
             }
         }
+        let too_many = params.loras.iter().skip(MAX_LORAS).take(MOST_TOO_MANY);
+        found.notes.extend(
+            too_many.map(|lora| Metadata::new(MetadataType::Lora, MetadataValue::DownloadFailed, Some(&lora.name))),
+        );
         for (ti, got) in inversions.zip(got_inversions) {
             match got {
                 Ok(pinned) => {

@@ -35,35 +35,47 @@ const fn promise(from: u64, what: &'static str, gate: Gate, kept: bool) -> Promi
 }
 
 /// What the name `AI Horde Worker reGen` promises.
-const REGEN: [Promise; 17] = [
+const REGEN: [Promise; 24] = [
     promise(1, "img2img", Gate::Flag, true),
     promise(1, "inpainting", Gate::Flag, true),
     promise(1, "karras", Gate::None, true),
     promise(1, "r2", Gate::None, true),
+    promise(1, "r2_source", Gate::None, true),
     promise(1, "clip_skip", Gate::None, true),
     promise(1, "hires_fix", Gate::None, true),
     promise(1, "tiling", Gate::None, true),
     promise(1, "post_processing", Gate::Flag, true),
     // `allow_controlnet` is never sent as true.
     promise(1, "controlnet", Gate::Flag, false),
+    promise(1, "image_is_control", Gate::Flag, false),
+    promise(1, "return_control_map", Gate::Flag, false),
     promise(2, "textual_inversion", Gate::None, true),
     promise(2, "lora", Gate::Flag, true),
+    promise(3, "lora by version", Gate::Flag, true),
     promise(3, "lcm", Gate::None, true),
     promise(5, "extra_source_images", Gate::Family("stable_cascade"), false),
     promise(6, "two-pass Stable Cascade", Gate::Family("stable_cascade"), false),
-    // Withheld by `allow_sdxl_controlnet` for SDXL; with SD 1 it comes whatever the pop says.
+    // Withheld by `allow_sdxl_controlnet` for SDXL; with SD 1 it comes whatever the pop says. Workflows and further texts
+    // come with nothing else.
     promise(7, "qr_code", Gate::Family("SD15"), false),
+    promise(7, "workflow", Gate::Family("SD15"), false),
+    promise(7, "extra_texts", Gate::Family("SD15"), false),
     promise(8, "transparent", Gate::Flag, false),
     promise(9, "flux", Gate::Family("FLUX"), false),
+    promise(13, "the post-processors of 2025", Gate::Flag, true),
 ];
 
 /// What the older `AI Horde Worker` and the bridges of other programs promise.
-const OLDER: [Promise; 7] = [
+const OLDER: [Promise; 11] = [
     promise(0, "img2img", Gate::Flag, true),
     promise(0, "inpainting", Gate::Flag, true),
+    promise(0, "karras", Gate::None, true),
     promise(0, "r2", Gate::None, true),
+    promise(0, "r2_source", Gate::None, true),
     promise(0, "hires_fix", Gate::None, true),
     promise(0, "clip_skip", Gate::None, true),
+    promise(0, "post_processing", Gate::Flag, true),
+    promise(0, "textual_inversion", Gate::None, true),
     promise(0, "lora", Gate::Flag, true),
     promise(0, "controlnet", Gate::Flag, false),
 ];

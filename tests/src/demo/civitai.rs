@@ -12,6 +12,8 @@ use tokio::net::TcpListener;
 
 /// Number of the version of the LoRA: with it the prompt does not matter.
 pub const VERSION: u64 = 41;
+/// Number of a version of another family: of it there is only the record.
+pub const OTHER_FAMILY: u64 = 42;
 /// Name of the inversion: it means what the word `red` means.
 pub const INVERSION: &str = "77";
 
@@ -122,7 +124,10 @@ pub async fn serve() -> anyhow::Result<String> {
             "downloadUrl": format!("http://{host}/api/download/models/{VERSION}"),
         }],
     });
-    let record = record.to_string().into_bytes();
+    let mut other = record.clone();
+    other["id"] = json!(OTHER_FAMILY);
+    other["baseModel"] = json!("SDXL 1.0");
+    let (record, other) = (record.to_string().into_bytes(), other.to_string().into_bytes());
     let converted = json!({
         "url": format!("http://{host}/inversion.safetensors"),
         "sha256": Sha256::digest(&inversion).encode_hex::<String>(),
@@ -130,7 +135,7 @@ pub async fn serve() -> anyhow::Result<String> {
     let converted = converted.to_string().into_bytes();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let (record, file) = (record.clone(), file.clone());
+            let (record, other, file) = (record.clone(), other.clone(), file.clone());
             let (converted, inversion) = (converted.clone(), inversion.clone());
             tokio::spawn(async move {
                 let mut asked = Vec::new();
@@ -150,6 +155,8 @@ pub async fn serve() -> anyhow::Result<String> {
                     ("200 OK", "application/json", converted)
                 } else if text.contains(&format!("/api/v1/model-versions/{VERSION}")) {
                     ("200 OK", "application/json", record)
+                } else if text.contains(&format!("/api/v1/model-versions/{OTHER_FAMILY}")) {
+                    ("200 OK", "application/json", other)
                 } else {
                     ("404 Not Found", "application/json", b"{}".to_vec())
                 };

@@ -126,6 +126,13 @@ pub async fn stage(models: &Path) -> anyhow::Result<Stage> {
 
 /// The same with `more` in the dreamer's environment, and the content check on.
 pub async fn stage_with(models: &Path, more: &[(&str, &str)]) -> anyhow::Result<Stage> {
+    let usual = settings(models)?;
+    let usual = usual.iter().map(|(key, value)| (*key, value.as_str()));
+    Stage::set("dreamer", &usual.chain(more.iter().copied()).collect::<Vec<_>>()).await
+}
+
+/// A dreamer's environment for the tiny model, whose `models.toml` is written into `models`.
+pub fn settings(models: &Path) -> anyhow::Result<Vec<(&'static str, String)>> {
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors");
     if !weights.is_file() {
         bail!("`{}` is not there", weights.display());
@@ -136,19 +143,18 @@ pub async fn stage_with(models: &Path, more: &[(&str, &str)]) -> anyhow::Result<
         weights.display().to_string()
     );
     std::fs::write(models.join("models.toml"), entry)?;
-    let models_dir = models.display().to_string();
     // Nobody answers there.
     let nowhere = "http://127.0.0.1:9/api/v1/";
     let usual = [
-        ("HORDE_MODELS_DIR", models_dir.as_str()),
-        ("HORDE_BRIDGE_AGENT", "AI Horde Worker reGen:6.0.0:demo"),
-        ("DREAMER_MODELS", MODEL),
-        ("DREAMER_MAX_BATCH", "4"),
-        ("DREAMER_ALLOW_LORA", "true"),
-        ("DREAMER_CIVITAI_URL", nowhere),
-        ("DREAMER_EMBEDDINGS_URL", nowhere),
+        ("HORDE_MODELS_DIR", models.display().to_string()),
+        ("HORDE_BRIDGE_AGENT", "AI Horde Worker reGen:6.0.0:demo".into()),
+        ("DREAMER_MODELS", MODEL.into()),
+        ("DREAMER_MAX_BATCH", "4".into()),
+        ("DREAMER_ALLOW_LORA", "true".into()),
+        ("DREAMER_CIVITAI_URL", nowhere.into()),
+        ("DREAMER_EMBEDDINGS_URL", nowhere.into()),
     ];
-    Stage::set("dreamer", &[&usual, more].concat()).await
+    Ok(usual.to_vec())
 }
 
 /// The whole request.
