@@ -73,6 +73,8 @@ pub struct After<'a> {
     pub slopes: Option<&'a Tensor>,
     /// A factor, and what is added to the product: a tensor of the result's shape.
     pub scaled_onto: Option<(f64, &'a Tensor)>,
+    /// Applied to each number of the sum.
+    pub last: Activation,
 }
 
 impl After<'_> {
@@ -84,10 +86,11 @@ impl After<'_> {
             }
             None => self.activation.apply(&y)?,
         };
-        match self.scaled_onto {
-            Some((factor, onto)) => (y * factor)? + onto,
-            None => Ok(y),
-        }
+        let y = match self.scaled_onto {
+            Some((factor, onto)) => ((y * factor)? + onto)?,
+            None => y,
+        };
+        self.last.apply(&y)
     }
 }
 
@@ -159,6 +162,7 @@ pub fn conv2d_joined(
                 .scaled_onto
                 .map(|(factor, onto)| Ok::<_, candle_core::Error>((factor as f32, onto.contiguous()?)))
                 .transpose()?,
+            last: after.last,
         };
         return x.apply_op3_no_bwd(&weight.contiguous()?, &cpu::bias_or_empty(bias)?, &op);
     }

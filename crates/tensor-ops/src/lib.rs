@@ -14,6 +14,7 @@ pub mod device;
 mod linear;
 pub mod memory;
 mod norm;
+mod pool;
 mod resample;
 mod widen;
 
@@ -22,4 +23,5 @@ pub use attention::{Attention, attention};
 pub use conv::{After, Conv, conv2d, conv2d_act, conv2d_joined};
 pub use linear::{linear, linear_act};
 pub use norm::{GroupNorm, group_norm, layer_norm};
+pub use pool::max_pool;
 pub use resample::{pixel_shuffle, pixel_unshuffle, upsample_nearest};

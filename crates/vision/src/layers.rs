@@ -132,6 +132,17 @@ impl Conv {
         if act == Act::Mish { act.run(&y) } else { Ok(y) }
     }
 
+    /// The activation of the sum with a picture of the result's shape.
+    pub(crate) fn forward_onto(&self, x: &Tensor, onto: &Tensor, act: Act) -> Result<Tensor> {
+        let after = After {
+            scaled_onto: Some((1.0, onto)),
+            last: act.fused(),
+            ..After::default()
+        };
+        let y = self.forward_after(&[x], &after)?;
+        if act == Act::Mish { act.run(&y) } else { Ok(y) }
+    }
+
     /// Of pictures joined along their channels, with whatever comes after.
     pub(crate) fn forward_after(&self, xs: &[&Tensor], after: &After<'_>) -> Result<Tensor> {
         Ok(tensor_ops::conv2d_joined(
@@ -297,15 +308,8 @@ pub(crate) fn resize_bilinear(x: &Tensor, height: usize, width: usize) -> Result
     )?)
 }
 
-/// Largest value of each `kernel`×`kernel` window, the stride apart, windows beyond the lower and right edge cut off
+/// Largest value of each `kernel`×`kernel` window, the stride apart from the edge on, windows beyond the lower and right edge cut off
 /// (torch's `ceil_mode=True`).
 pub(crate) fn max_pool_ceil(x: &Tensor, kernel: usize, stride: usize) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
-    let pad = |n: usize| {
-        let windows = n.saturating_sub(kernel).div_ceil(stride) + 1;
-        ((windows - 1) * stride + kernel).saturating_sub(n)
-    };
-    // Repeating the edge never changes a maximum.
-    let padded = x.pad_with_same(2, 0, pad(h))?.pad_with_same(3, 0, pad(w))?;
-    Ok(padded.max_pool2d_with_stride(kernel, stride)?)
+    Ok(tensor_ops::max_pool(x, [kernel, stride, 0], true)?)
 }

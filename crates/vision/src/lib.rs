@@ -10,6 +10,7 @@ mod error;
 pub mod face;
 mod layers;
 pub mod nsfw;
+mod pixels;
 pub mod post;
 pub mod safety;
 mod transformer;

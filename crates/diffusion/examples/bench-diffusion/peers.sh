@@ -19,7 +19,7 @@ environment() {
   echo "$folder/bin/python"
 }
 
-[ -n "${BENCH_PYTHON:-}" ] || BENCH_PYTHON="$(environment bench-torch python3 torch==2.15.0 diffusers==0.42.1 transformers numpy Pillow safetensors spandrel onnxruntime ncnn)"
+[ -n "${BENCH_PYTHON:-}" ] || BENCH_PYTHON="$(environment bench-torch python3 torch==2.15.0 diffusers==0.42.1 transformers numpy Pillow safetensors spandrel onnxruntime onnx onnx2torch ncnn)"
 [ -n "${BENCH_SDCPP_PYTHON:-}" ] || BENCH_SDCPP_PYTHON="$(environment bench-sdcpp python3 cyllama==0.2.18)"
 for name in BENCH_PYTHON BENCH_SDCPP_PYTHON; do
   if [ -n "${!name}" ]; then export "${name?}"; else unset "$name"; fi

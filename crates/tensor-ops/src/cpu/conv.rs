@@ -1,10 +1,11 @@
-//! Convolution as a product of the kernel, in its own layout, with columns copied from the picture tile by tile.
+//! Convolution as a product of the kernel, in its own layout, with columns of the picture: copied panel by panel
+//! ([`super::columns`]), or read where they lie when a kernel of one tap has few outputs.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor};
-use rayon::prelude::*;
 
-use super::matrix::{Panel, Place, Shared, View, multiply, padded, panel_width};
-use super::{filled, numbers, scratch, simd, winograd, with_numbers};
+use super::columns::Columns;
+use super::matrix::{Panel, Place, Shared, View, multiply, multiply_in_place, padded, panel_width};
+use super::{filled, numbers, scratch, share_out, simd, winograd, with_numbers};
 use crate::{Activation, Conv};
 
 /// Convolution of one group with zero padding, its bias (or an empty one) and what comes after.
@@ -17,6 +18,8 @@ pub(crate) struct Convolve {
     pub(crate) slopes: Option<Vec<f32>>,
     /// A factor and what is added then, contiguous.
     pub(crate) scaled_onto: Option<(f32, Tensor)>,
+    /// Of the sum.
+    pub(crate) last: Activation,
 }
 
 /// The sizes of one convolution.
@@ -32,6 +35,14 @@ pub(super) struct Sizes {
     pub(super) out_h: usize,
     pub(super) out_w: usize,
     pub(super) padding: usize,
+}
+
+impl Sizes {
+    /// Multiplications of the plain way.
+    pub(super) fn products(&self) -> usize {
+        let kernel = self.c_in * self.kernel_h * self.kernel_w;
+        (self.batch * self.c_out * self.out_h * self.out_w).saturating_mul(kernel)
+    }
 }
 
 /// Pictures joined along their channels, each where it lies.
@@ -52,6 +63,14 @@ impl Joined<'_> {
         }
         unreachable!("channels are counted from the parts")
     }
+
+    /// The pictures' channels of one place in the batch, each with their number.
+    fn stretches(&self, image: usize) -> impl Iterator<Item = (&[f32], usize)> {
+        let pixels = self.pixels;
+        self.parts
+            .iter()
+            .map(move |(numbers, channels)| (&numbers[image * channels * pixels..][..channels * pixels], *channels))
+    }
 }
 
 /// What is done to each channel of a finished tile.
@@ -61,25 +80,30 @@ pub(super) struct Finish<'a> {
     pub(super) activation: Activation,
     pub(super) slopes: Option<&'a [f32]>,
     pub(super) scaled_onto: Option<(f32, &'a [f32])>,
+    pub(super) last: Activation,
 }
 
 impl Finish<'_> {
     pub(super) fn apply(&self, channel: usize, row: &mut [f32]) {
-        if let Some(bias) = self.bias.get(channel) {
-            simd::add(row, *bias);
-        }
+        let bias = self.bias.get(channel).copied().unwrap_or(0.0);
         let activation = match self.slopes {
             Some(slopes) => Activation::LeakyRelu(f64::from(slopes[channel % slopes.len()])),
             None => self.activation,
         };
-        simd::activate(row, activation);
+        if bias != 0.0 || activation != Activation::None {
+            simd::add_and_activate(row, bias, activation);
+        }
     }
 
-    /// The last step, for numbers that lie at `at` of the result.
+    /// The last steps, for numbers that lie at `at` of the result.
     pub(super) fn place(&self, at: usize, row: &mut [f32]) {
         if let Some((factor, onto)) = self.scaled_onto {
             let onto = &onto[at..][..row.len()];
-            simd::scale_onto(row, factor, onto);
+            simd::scale_onto(row, factor, onto, self.last == Activation::Relu);
+        }
+        let is_done = self.scaled_onto.is_some() && self.last == Activation::Relu;
+        if self.last != Activation::None && !is_done {
+            simd::activate(row, self.last);
         }
     }
 }
@@ -138,6 +162,7 @@ impl CustomOp3 for Convolve {
                 activation: self.activation,
                 slopes: self.slopes.as_deref(),
                 scaled_onto: onto,
+                last: self.last,
             };
             if onto.is_some_and(|(_, onto)| onto.len() != dims.iter().product::<usize>()) {
                 candle_core::bail!("what a convolution is added to does not have its shape {dims:?}");
@@ -161,6 +186,9 @@ impl CustomOp3 for Convolve {
     }
 }
 
+/// Most outputs for which the picture's own rows are multiplied: with more a copy is read often enough to pay.
+const FEW_OUTPUTS: usize = 32;
+
 fn by_columns(x: &Joined<'_>, weight: &[f32], sizes: &Sizes, (conv, finish): (&Conv, Finish<'_>), out: &mut [f32]) {
     let pixels = sizes.out_h * sizes.out_w;
     let taps = sizes.kernel_h * sizes.kernel_w;
@@ -173,8 +201,10 @@ fn by_columns(x: &Joined<'_>, weight: &[f32], sizes: &Sizes, (conv, finish): (&C
     let part = sizes.c_out.div_ceil(parts).next_multiple_of(8);
     let parts = sizes.c_out.div_ceil(part);
     let step = (DEPTH / taps).clamp(1, sizes.c_in); // channels of a panel
+    let as_it_lies = taps == 1 && conv.stride == 1 && conv.padding == 0 && sizes.c_out <= FEW_OUTPUTS;
+    let columns = Columns::of(x, sizes, conv);
     let shared = Shared::new(out);
-    (0..sizes.batch * panels * parts).into_par_iter().for_each(|job| {
+    share_out(sizes.batch * panels * parts, sizes.products(), |job| {
         let (image, first, channel) = (job / parts / panels, job / parts % panels * width, job % parts * part);
         let (n, c_out) = (width.min(pixels - first), part.min(sizes.c_out - channel));
         let place = Place {
@@ -182,25 +212,38 @@ fn by_columns(x: &Joined<'_>, weight: &[f32], sizes: &Sizes, (conv, finish): (&C
             at: (image * sizes.c_out + channel) * pixels + first,
             row: pixels,
         };
-        scratch(step * taps * padded(n), |columns| {
-            for from in (0..sizes.c_in).step_by(step) {
-                let channels = step.min(sizes.c_in - from);
-                let columns = &mut columns[..channels * taps * padded(n)];
-                let plane = |channel| x.plane(image, from + channel);
-                gather(plane, sizes, conv, (first, n), columns);
-                let kernel = View {
-                    numbers: &weight[channel * depth + from * taps..],
-                    row: depth,
-                    column: 1,
-                };
+        let kernel = |from: usize| View {
+            numbers: &weight[channel * depth + from * taps..],
+            row: depth,
+            column: 1,
+        };
+        if as_it_lies && n == width {
+            let mut from = 0;
+            for (numbers, channels) in x.stretches(image) {
                 let panel = Panel {
-                    numbers: columns,
+                    numbers: &numbers[first..],
                     columns: n,
                 };
                 // SAFETY: a job alone writes these pixels of these channels.
-                unsafe { multiply([c_out, channels * taps], place, kernel, panel, from > 0) };
+                unsafe { multiply_in_place([c_out, channels], place, kernel(from), (panel, pixels), from > 0) };
+                from += channels;
             }
-        });
+        } else {
+            let stretches = columns.stretches(first, n);
+            scratch(step * taps * padded(n), |panel| {
+                for from in (0..sizes.c_in).step_by(step) {
+                    let channels = step.min(sizes.c_in - from);
+                    let panel = &mut panel[..channels * taps * padded(n)];
+                    columns.fill((image, from), &stretches, n, panel);
+                    let panel = Panel {
+                        numbers: panel,
+                        columns: n,
+                    };
+                    // SAFETY: as above.
+                    unsafe { multiply([c_out, channels * taps], place, kernel(from), panel, from > 0) };
+                }
+            });
+        }
         for i in 0..c_out {
             // SAFETY: as above, and the product has ended.
             let row = unsafe { shared.slice(place.at + i * pixels, n) };
@@ -208,55 +251,4 @@ fn by_columns(x: &Joined<'_>, weight: &[f32], sizes: &Sizes, (conv, finish): (&C
             finish.place(place.at + i * pixels, row);
         }
     });
-}
-
-/// Fills a panel of `(channels · kernel_h · kernel_w, n)` with the taps of the `n` output pixels from `first` on.
-fn gather<'a>(
-    plane: impl Fn(usize) -> &'a [f32],
-    sizes: &Sizes,
-    conv: &Conv,
-    (first, n): (usize, usize),
-    panel: &mut [f32],
-) {
-    let (height, width) = (sizes.height, sizes.width);
-    let taps = sizes.kernel_h * sizes.kernel_w;
-    for (index, line) in panel.chunks_exact_mut(padded(n)).enumerate() {
-        let (line, rest) = line.split_at_mut(n);
-        rest.fill(0.0);
-        let (channel, tap) = (index / taps, index % taps);
-        let plane = plane(channel);
-        let (down, right) = (
-            tap / sizes.kernel_w * conv.dilation,
-            tap % sizes.kernel_w * conv.dilation,
-        );
-        let mut done = 0;
-        while done < n {
-            let (row, column) = ((first + done) / sizes.out_w, (first + done) % sizes.out_w);
-            let count = (sizes.out_w - column).min(n - done);
-            let part = &mut line[done..done + count];
-            done += count;
-            // Positions are counted in the padded picture, so that they stay unsigned.
-            let y = row * conv.stride + down;
-            if y < conv.padding || y >= height + conv.padding {
-                part.fill(0.0);
-                continue;
-            }
-            let source = &plane[(y - conv.padding) * width..][..width];
-            let start = column * conv.stride + right;
-            if conv.stride == 1 {
-                let before = conv.padding.saturating_sub(start).min(count);
-                let end = (width + conv.padding).saturating_sub(start).clamp(before, count);
-                part[..before].fill(0.0);
-                part[end..].fill(0.0);
-                if end > before {
-                    part[before..end].copy_from_slice(&source[start + before - conv.padding..][..end - before]);
-                }
-            } else {
-                for (step, v) in part.iter_mut().enumerate() {
-                    let position = (start + step * conv.stride).wrapping_sub(conv.padding);
-                    *v = source.get(position).copied().unwrap_or(0.0);
-                }
-            }
-        }
-    }
 }

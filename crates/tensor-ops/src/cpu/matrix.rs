@@ -82,6 +82,23 @@ pub(super) fn padded(columns: usize) -> usize {
 /// # Safety
 /// While it runs nothing else touches the `m` rows of `columns` numbers at `out`.
 pub(super) unsafe fn multiply([m, k]: [usize; 2], out: Place<'_>, a: View<'_>, panel: Panel<'_>, add: bool) {
+    let room = padded(panel.columns);
+    // SAFETY: passed on.
+    unsafe { multiply_in_place([m, k], out, a, (panel, room), add) }
+}
+
+/// The same with a panel whose rows lie `room` numbers apart; [`padded`] numbers of each row can be read, and only the
+/// panel's columns of them count.
+///
+/// # Safety
+/// As [`multiply`].
+pub(super) unsafe fn multiply_in_place(
+    [m, k]: [usize; 2],
+    out: Place<'_>,
+    a: View<'_>,
+    (panel, room): (Panel<'_>, usize),
+    add: bool,
+) {
     let columns = panel.columns;
     assert!(m > 0 && columns > 0 && k > 0, "a product has a size");
     assert!(columns <= panel_width(), "a panel has three vectors at most");
@@ -89,7 +106,10 @@ pub(super) unsafe fn multiply([m, k]: [usize; 2], out: Place<'_>, a: View<'_>, p
         (m - 1) * a.row + (k - 1) * a.column < a.numbers.len(),
         "the left matrix is whole"
     );
-    assert!(k * padded(columns) <= panel.numbers.len(), "the panel is whole");
+    assert!(
+        (k - 1) * room + padded(columns) <= panel.numbers.len(),
+        "the panel is whole"
+    );
     assert!(columns <= out.row || m == 1, "the rows of a product do not overlap");
     assert!(
         out.at + (m - 1) * out.row + columns <= out.shared.len,
@@ -100,6 +120,7 @@ pub(super) unsafe fn multiply([m, k]: [usize; 2], out: Place<'_>, a: View<'_>, p
         k,
         a,
         panel,
+        room,
         // SAFETY: the place lies inside the result (asserted).
         out: unsafe { out.shared.start.add(out.at) },
         out_row: out.row,
@@ -113,6 +134,8 @@ pub(super) struct Block<'a> {
     k: usize,
     a: View<'a>,
     panel: Panel<'a>,
+    /// Numbers between the panel's rows.
+    room: usize,
     out: *mut f32,
     out_row: usize,
     add: bool,
@@ -127,6 +150,8 @@ dispatched! {
     fn run(block: &Block<'_>) = run_any
 }
 
+/// Numbers of a thin panel's column that are laid out at once.
+const THIN: usize = 1024;
 /// Numbers of the largest block of registers: 8 rows of 3 vectors of 16.
 const REGISTERS: usize = 8 * 3 * 16;
 
@@ -138,9 +163,53 @@ impl Block<'_> {
         // SAFETY: passed on.
         unsafe {
             match self.panel.columns.div_ceil(L::COUNT) {
+                _ if 4 * self.panel.columns <= L::COUNT && self.a.column == 1 => self.run_thin::<L>(),
                 1 => self.run_vectors::<L, ROWS, 1>(),
                 2 => self.run_vectors::<L, ROWS, 2>(),
                 _ => self.run_vectors::<L, ROWS, 3>(),
+            }
+        }
+    }
+
+    /// Few columns: each number of the result as a sum along vectors of `k`, for which the columns are laid out first.
+    #[inline(always)]
+    unsafe fn run_thin<L: Lanes>(&self) {
+        let mut line = [0f32; THIN];
+        for column in 0..self.panel.columns {
+            for from in (0..self.k).step_by(THIN) {
+                let n = THIN.min(self.k - from);
+                // SAFETY: the panel and the left matrix are whole (checked), `line` holds `n` numbers, and whole vectors end
+                // within them.
+                unsafe {
+                    for (i, v) in line[..n].iter_mut().enumerate() {
+                        *v = *self.panel.numbers.as_ptr().add((from + i) * self.room + column);
+                    }
+                    for row in 0..self.m {
+                        let left = self.a.numbers.as_ptr().add(row * self.a.row + from);
+                        let mut sums = [L::splat(0.0); 2];
+                        let mut at = 0;
+                        while at + 2 * L::COUNT <= n {
+                            for (half, sum) in sums.iter_mut().enumerate() {
+                                let at = at + half * L::COUNT;
+                                *sum = L::load(left.add(at)).fma(L::load(line.as_ptr().add(at)), *sum);
+                            }
+                            at += 2 * L::COUNT;
+                        }
+                        let mut parts = [0f32; 16];
+                        sums[0].add(sums[1]).store(parts.as_mut_ptr());
+                        let rest: f32 = (at..n).map(|i| *left.add(i) * line[i]).sum();
+                        let mut half = parts.len() / 2;
+                        while half > 0 {
+                            for i in 0..half {
+                                parts[i] += parts[i + half];
+                            }
+                            half /= 2;
+                        }
+                        let out = self.out.add(row * self.out_row + column);
+                        let before = if self.add || from > 0 { *out } else { 0.0 };
+                        *out = before + parts[0] + rest;
+                    }
+                }
             }
         }
     }
@@ -206,7 +275,7 @@ impl Block<'_> {
                     }
                 }
                 at += self.a.column;
-                panel = panel.add(VECTORS * L::COUNT);
+                panel = panel.wrapping_add(self.room);
             }
             for (i, sums) in sums.iter().enumerate() {
                 for (v, sum) in sums.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Kernels for f32 on the CPU, as candle custom operations; [`takes`] says for which tensors they stand.
 
 mod attention;
+mod columns;
 mod conv;
 mod depthwise;
 mod lanes;
@@ -8,6 +9,7 @@ mod linear;
 mod matrix;
 mod norm;
 mod pointwise;
+mod pool;
 mod simd;
 mod upsample;
 mod winograd;
@@ -18,11 +20,13 @@ pub(crate) use depthwise::ConvolveEach;
 pub(crate) use linear::Multiply;
 pub(crate) use norm::{NormGroups, NormRows};
 pub(crate) use pointwise::{Activate, Geglu};
+pub(crate) use pool::Greatest;
 pub(crate) use upsample::Nearest;
 
 use std::cell::Cell;
 
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor};
+use rayon::prelude::*;
 
 /// Whether every tensor is a non-empty f32 one in the processor's memory.
 pub(crate) fn takes<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> bool {
@@ -85,6 +89,19 @@ unsafe fn filled(dims: &[usize], fill: impl FnOnce(&mut [f32])) -> Result<Vec<f3
     // SAFETY: as above.
     unsafe { out.set_len(n) };
     Ok(out)
+}
+
+/// Fewest multiplications for which threads are woken: a quarter of a millisecond's work or so. Waking them and waiting
+/// costs tens of microseconds, which in small networks adds up to more than the work.
+const WORTH_THREADS: usize = 1 << 22;
+
+/// Does jobs `0..count`, which are `work` multiplications in all, on all threads if that is worth it.
+fn share_out(count: usize, work: usize, job: impl Fn(usize) + Send + Sync) {
+    if work < WORTH_THREADS || rayon::current_num_threads() == 1 {
+        (0..count).for_each(job);
+    } else {
+        (0..count).into_par_iter().for_each(job);
+    }
 }
 
 /// Lends `n` numbers of this thread's scratch memory, with whatever they held before.

@@ -151,6 +151,17 @@ fn each(x: &mut [f32], f: impl Fn(f32) -> f32) {
     }
 }
 
+/// NaN stays NaN; so below.
+#[inline(always)]
+fn relu(v: f32) -> f32 {
+    if v < 0.0 { 0.0 } else { v }
+}
+
+#[inline(always)]
+fn leaky(v: f32, slope: f32) -> f32 {
+    if v < 0.0 { v * slope } else { v }
+}
+
 #[inline(always)]
 fn activate_loop<const FMA: bool>(x: &mut [f32], activation: Activation) {
     match activation {
@@ -158,10 +169,10 @@ fn activate_loop<const FMA: bool>(x: &mut [f32], activation: Activation) {
         Activation::Silu => each(x, silu::<FMA>),
         Activation::GeluErf => each(x, gelu::<FMA>),
         Activation::QuickGelu => each(x, |v| v * sigmoid::<FMA>(1.702 * v)),
-        Activation::Relu => each(x, |v| if v < 0.0 { 0.0 } else { v }),
+        Activation::Relu => each(x, relu),
         Activation::LeakyRelu(slope) => {
             let slope = slope as f32;
-            each(x, |v| if v < 0.0 { v * slope } else { v });
+            each(x, |v| leaky(v, slope));
         }
         Activation::Sigmoid => each(x, sigmoid::<FMA>),
         Activation::Tanh => each(x, f32::tanh),
@@ -241,23 +252,46 @@ vectorised! {
 }
 
 #[inline(always)]
-fn add_loop<const FMA: bool>(x: &mut [f32], bias: f32) {
-    each(x, |v| v + bias);
-}
-vectorised! {
-    /// Adds one number to all.
-    pub(super) fn add(x: &mut [f32], bias: f32) = add_loop
-}
-
-#[inline(always)]
-fn scale_onto_loop<const FMA: bool>(x: &mut [f32], factor: f32, onto: &[f32]) {
-    for (x, onto) in x.iter_mut().zip(onto) {
-        *x = fma::<FMA>(*x, factor, *onto);
+fn add_and_activate_loop<const FMA: bool>(x: &mut [f32], bias: f32, activation: Activation) {
+    match activation {
+        Activation::None => each(x, |v| v + bias),
+        Activation::Relu => each(x, |v| relu(v + bias)),
+        Activation::LeakyRelu(slope) => {
+            let slope = slope as f32;
+            each(x, |v| leaky(v + bias, slope));
+        }
+        _ => {
+            each(x, |v| v + bias);
+            activate_loop::<FMA>(x, activation);
+        }
     }
 }
 vectorised! {
-    /// `x * factor + onto`, element by element.
-    pub(super) fn scale_onto(x: &mut [f32], factor: f32, onto: &[f32]) = scale_onto_loop
+    /// Adds one number to all and applies the activation to the sums.
+    pub(super) fn add_and_activate(x: &mut [f32], bias: f32, activation: Activation) = add_and_activate_loop
+}
+
+#[inline(always)]
+fn scale_onto_loop<const FMA: bool>(x: &mut [f32], factor: f32, onto: &[f32], then_relu: bool) {
+    for (x, onto) in x.iter_mut().zip(onto) {
+        let sum = fma::<FMA>(*x, factor, *onto);
+        *x = if then_relu { relu(sum) } else { sum };
+    }
+}
+vectorised! {
+    /// `x * factor + onto`, element by element, and what is negative of it 0 if `then_relu`.
+    pub(super) fn scale_onto(x: &mut [f32], factor: f32, onto: &[f32], then_relu: bool) = scale_onto_loop
+}
+
+#[inline(always)]
+fn greatest_loop<const FMA: bool>(x: &mut [f32], other: &[f32]) {
+    for (x, v) in x.iter_mut().zip(other) {
+        *x = if *v > *x { *v } else { *x };
+    }
+}
+vectorised! {
+    /// The greater of both, element by element.
+    pub(super) fn greatest(x: &mut [f32], other: &[f32]) = greatest_loop
 }
 
 #[inline(always)]

@@ -4,12 +4,10 @@
 //! A run of tiles is transformed into the last-level cache; then each job transforms the kernels of a few output channels
 //! into the second-level cache and multiplies all the run's tiles by them, so no transformed kernel is kept.
 
-use rayon::prelude::*;
-
 use super::conv::{Finish, Joined, Sizes};
 use super::lanes::{Lanes, dispatched};
 use super::matrix::{Panel, Place, Shared, View, multiply, padded, panel_width};
-use super::scratch;
+use super::{scratch, share_out};
 
 /// Transformed values of one tile.
 const POINTS: usize = 36;
@@ -85,7 +83,7 @@ pub(super) fn convolve(x: &Joined<'_>, weight: &[f32], sizes: &Sizes, finish: Fi
         let step = (c_in * run).div_ceil(4 * threads).clamp(1, c_in);
         let parts = c_in.div_ceil(step);
         let whole = Shared::new(points);
-        (0..run * parts).into_par_iter().for_each(|job| {
+        share_out(run * parts, sizes.products() / 4, |job| {
             let (panel, channel) = (job / parts, job % parts * step);
             let tile = (first + panel) * width;
             let columns = tiles.columns(tile);
@@ -104,7 +102,7 @@ pub(super) fn convolve(x: &Joined<'_>, weight: &[f32], sizes: &Sizes, finish: Fi
         // Where output channels are few the run's panels are shared out too.
         let shares = (2 * threads).div_ceil(groups).min(run);
         let share = run.div_ceil(shares);
-        (0..groups * shares).into_par_iter().for_each(|job| {
+        share_out(groups * shares, sizes.products() / 4, |job| {
             let (channel, panel) = (job / shares * outputs, job % shares * share);
             if panel >= run {
                 return;

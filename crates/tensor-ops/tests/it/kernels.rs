@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use tensor_ops::{
     Activation, After, Attention, Conv, GroupNorm, attention, conv2d_act, conv2d_joined, geglu, gelu_erf, group_norm,
-    layer_norm, linear_act, upsample_nearest,
+    layer_norm, linear_act, max_pool, upsample_nearest,
 };
 
 /// Numbers in -1..1 that look random and depend on the shape and `seed` alone.
@@ -96,22 +96,25 @@ proptest! {
     fn pictures_are_joined_scaled_and_added_as_by_candle(
         (batch, height, width) in (1usize..3, 1usize..23, 1usize..71),
         channels in prop::collection::vec(1usize..20, 1..4),
-        (c_out, circular, one_slope, has_slopes, seed) in (1usize..6, any::<bool>(), any::<bool>(), any::<bool>(), any::<u64>()),
+        (c_out, kernel, circular, seed) in (1usize..40, prop_oneof![Just(1usize), Just(3)], any::<bool>(), any::<u64>()),
+        (one_slope, has_slopes, has_onto) in any::<(bool, bool, bool)>(),
+        last in activations(),
     ) {
         let shapes = channels.iter().map(|c| [batch, *c, height, width]);
         let xs: Vec<Tensor> = (seed..).zip(shapes).map(|(seed, shape)| noise(&shape, seed)).collect();
-        let weight = noise(&[c_out, channels.iter().sum(), 3, 3], !seed);
+        let weight = noise(&[c_out, channels.iter().sum(), kernel, kernel], !seed);
         let bias = noise(&[c_out], seed ^ 5);
         let slopes = noise(&[if one_slope { 1 } else { c_out }], seed ^ 9);
         let onto = noise(&[batch, c_out, height, width], seed ^ 13);
-        let conv = Conv { circular, ..Conv::padded(1) };
+        let conv = Conv { circular, ..Conv::padded(kernel / 2) };
         let run = |change: fn(&Tensor) -> Tensor| {
             let xs: Vec<Tensor> = xs.iter().map(change).collect();
             let (slopes, onto) = (change(&slopes), change(&onto));
             let after = After {
                 activation: Activation::Relu,
                 slopes: has_slopes.then_some(&slopes),
-                scaled_onto: Some((0.3, &onto)),
+                scaled_onto: has_onto.then_some((0.3, &onto)),
+                last,
             };
             conv2d_joined(&xs.iter().collect::<Vec<_>>(), &change(&weight), Some(&change(&bias)), &conv, &after)
         };
@@ -131,6 +134,20 @@ proptest! {
         let bias = biased.then(|| noise(&[channels], seed ^ 5));
         let conv = Conv { stride, padding, dilation, groups: channels, circular };
         check_conv(&x, &weight, bias.as_ref(), &conv, (act, 2e-5));
+    }
+
+    #[test]
+    fn the_greatest_of_windows_are_candles(
+        (batch, channels, height, width) in (1usize..3, 1usize..9, 1usize..23, 1usize..71),
+        (kernel, stride, padding) in (1usize..5, 1usize..5, 0usize..4),
+        (ceil, strided, seed) in any::<(bool, bool, u64)>(),
+    ) {
+        let x = laid_out(&noise(&[batch, channels, height, width], seed), strided);
+        let how = [kernel, stride, padding];
+        match (max_pool(&x, how, ceil), max_pool(&wide(&x), how, ceil)) {
+            (Ok(got), Ok(want)) => agree(&got, &want, 0.0),
+            (got, want) => assert!(got.is_err() && want.is_err(), "only one refuses: {got:?} {want:?}"),
+        }
     }
 
     #[test]
@@ -195,6 +212,23 @@ proptest! {
         agree(&act.apply(&x).unwrap(), &act.apply(&wide(&x)).unwrap(), 2e-6);
         agree(&geglu(&x).unwrap(), &geglu(&wide(&x)).unwrap(), 2e-6);
         agree(&upsample_nearest(&x, up, across).unwrap(), &upsample_nearest(&wide(&x), up, across).unwrap(), 0.0);
+    }
+}
+
+#[test]
+fn windows_are_counted_as_torch_counts_them() {
+    // torch.nn.functional.max_pool2d of a line, kernel 3, stride 2: padding and ceil_mode as given.
+    let x = Tensor::new(&[5f32, 1.0, 2.0, 3.0, 4.0, 0.0], &Device::Cpu).unwrap();
+    let x = x.reshape((1, 1, 1, 6)).unwrap().repeat((1, 1, 3, 1)).unwrap();
+    for (padding, ceil, want) in [
+        (0, false, vec![5f32, 4.0]),
+        (0, true, vec![5.0, 4.0, 4.0]),
+        (1, false, vec![5.0, 3.0, 4.0]),
+        (1, true, vec![5.0, 3.0, 4.0, 0.0]),
+    ] {
+        let got = max_pool(&x, [3, 2, padding], ceil).unwrap();
+        let row = got.get(0).unwrap().get(0).unwrap().get(0).unwrap();
+        assert_eq!(row.to_vec1::<f32>().unwrap(), want, "padding {padding}, ceil {ceil}");
     }
 }
 

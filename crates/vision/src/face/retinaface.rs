@@ -2,11 +2,12 @@
 //!
 //! Structure and priors: Deng et al. 2019 (arXiv 1905.00641) in the PyTorch layout that GFPGAN and CodeFormer load.
 
-use candle_core::{D, Tensor};
+use candle_core::Tensor;
 use imaging::Picture;
 
 use crate::error::{Result, VisionError};
-use crate::layers::{Act, Conv, softmax};
+use crate::layers::{Act, Conv};
+use crate::pixels::bgr_less_mean;
 use crate::weights::Weights;
 
 /// One face in pixels of the picture it was found in.
@@ -73,8 +74,6 @@ const MOBILE_LEAK: Act = Act::Leaky(0.1);
 const STRIDES: [usize; 3] = [8, 16, 32];
 const PRIOR_SIDES: [[f32; 2]; 3] = [[16.0, 32.0], [64.0, 128.0], [256.0, 512.0]];
 const VARIANCE: (f32, f32) = (0.1, 0.2);
-/// Mean of blue, green, red that the training pictures had taken off.
-const MEAN_BGR: [f32; 3] = [104.0, 117.0, 123.0];
 
 impl FaceDetector {
     /// Reads the network; MobileNet or ResNet is told by the keys.
@@ -175,16 +174,7 @@ impl FaceDetector {
                 "{width}x{height} is too small to look for faces (32 at least)"
             )));
         }
-        let channels = picture.channels();
-        let data: Vec<f32> = (0..3)
-            .flat_map(|c| {
-                picture
-                    .data()
-                    .chunks_exact(channels)
-                    .map(move |p| f32::from(p[2 - c]) - MEAN_BGR[c])
-            })
-            .collect();
-        let x = Tensor::from_vec(data, (1, 3, height, width), &self.device)?;
+        let x = Tensor::from_vec(bgr_less_mean(picture), (1, 3, height, width), &self.device)?;
         let [c3, c4, c5] = self.body.forward(&x)?;
 
         let out1 = self.outputs[0].forward_act(&c3, self.slope)?;
@@ -204,17 +194,13 @@ impl FaceDetector {
         };
         for (n, level) in [out1, out2, out3].iter().enumerate() {
             let features = self.contexts[n].forward(level, self.slope)?;
-            // (1, 2 k, h, w) -> one row of k values per prior
-            let rows = |conv: &Conv, k: usize| -> Result<Tensor> {
-                let y = conv.forward(&features)?.permute((0, 2, 3, 1))?.contiguous()?;
-                Ok(y.reshape(((), k))?)
-            };
-            let class = softmax(&rows(&self.class[n], 2)?)?.narrow(D::Minus1, 1, 1)?;
-            raw.scores.extend(class.flatten_all()?.to_vec1::<f32>()?);
-            raw.bounds
-                .extend(rows(&self.bounds[n], 4)?.flatten_all()?.to_vec1::<f32>()?);
+            let class = pixel_by_pixel(&self.class[n].forward(&features)?)?;
+            // Of two outcomes the second's share.
+            let share = |pair: &[f32; 2]| 1.0 / (1.0 + (pair[0] - pair[1]).exp());
+            raw.scores.extend(class.as_chunks().0.iter().map(share));
+            raw.bounds.extend(pixel_by_pixel(&self.bounds[n].forward(&features)?)?);
             raw.landmarks
-                .extend(rows(&self.landmarks[n], 10)?.flatten_all()?.to_vec1::<f32>()?);
+                .extend(pixel_by_pixel(&self.landmarks[n].forward(&features)?)?);
         }
         Ok(raw)
     }
@@ -241,12 +227,7 @@ impl Body {
             }
             Self::Resnet { stem, layers } => {
                 let x = stem.forward_act(x, Act::Relu)?;
-                // 3×3 maximum, stride 2, one ring of padding: after a ReLU zeros change no maximum.
-                let x = x
-                    .pad_with_zeros(2, 1, 1)?
-                    .pad_with_zeros(3, 1, 1)?
-                    .max_pool2d_with_stride(3, 2)?;
-                let mut x = x;
+                let mut x = tensor_ops::max_pool(&x, [3, 2, 1], false)?;
                 let mut run = |layer: &Vec<Bottleneck>| -> Result<Tensor> {
                     for block in layer {
                         x = block.forward(&x)?;
@@ -288,12 +269,11 @@ impl Bottleneck {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.convs[0].forward_act(x, Act::Relu)?;
         let y = self.convs[1].forward_act(&y, Act::Relu)?;
-        let y = self.convs[2].forward(&y)?;
         let shortcut = match &self.shortcut {
             Some(conv) => conv.forward(x)?,
             None => x.clone(),
         };
-        Ok((y + shortcut)?.relu()?)
+        self.convs[2].forward_onto(&y, &shortcut, Act::Relu)
     }
 }
 
@@ -313,12 +293,20 @@ impl Context {
         let middle = self.conv5_1.forward_act(x, slope)?;
         let wide = self.conv7_2.forward_act(&middle, slope)?;
         let joined = [
-            self.conv3.forward(x)?,
-            self.conv5_2.forward(&middle)?,
-            self.conv7_3.forward(&wide)?,
+            self.conv3.forward_act(x, Act::Relu)?,
+            self.conv5_2.forward_act(&middle, Act::Relu)?,
+            self.conv7_3.forward_act(&wide, Act::Relu)?,
         ];
-        Ok(Tensor::cat(&joined, 1)?.relu()?)
+        Ok(Tensor::cat(&joined, 1)?)
     }
+}
+
+/// (1, c, h, w) as its pixels' channels, one pixel after another.
+fn pixel_by_pixel(x: &Tensor) -> Result<Vec<f32>> {
+    let (_, c, h, w) = x.dims4()?;
+    let planes = x.flatten_all()?.to_vec1::<f32>()?;
+    let pixels = h * w;
+    Ok((0..pixels * c).map(|i| planes[i % c * pixels + i / c]).collect())
 }
 
 /// Turns offsets into faces of a `width`×`height` picture.

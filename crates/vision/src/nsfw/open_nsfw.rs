@@ -7,6 +7,7 @@ use imaging::{Filter, Picture};
 
 use crate::error::{Result, VisionError};
 use crate::layers::{Act, Conv, Linear, max_pool_ceil, softmax};
+use crate::pixels::bgr_less_mean;
 use crate::weights::Weights;
 
 /// A loaded network.
@@ -21,9 +22,6 @@ struct Block {
     convs: [Conv; 3],
     shortcut: Option<Conv>,
 }
-
-/// Mean of blue, green, red that the training pictures had taken off.
-const MEAN_BGR: [f32; 3] = [104.0, 117.0, 123.0];
 
 impl OpenNsfw {
     /// Reads keys `conv_1`, `conv_stage{0..4}_block{n}_branch2{a,b,c}` or `…_proj_shortcut`, `fc_nsfw`.
@@ -62,23 +60,18 @@ impl OpenNsfw {
 
     /// Probability in 0..=1 that the picture is not safe for work.
     pub fn score(&self, picture: &Picture) -> Result<f32> {
+        self.forward(&self.pixels(picture)?)
+    }
+
+    /// What the network looks at, (1, 3, 224, 224): the middle of the picture over white, shrunk.
+    pub fn pixels(&self, picture: &Picture) -> Result<Tensor> {
         let side = 224;
         let square = picture.over([255; 3]).resized(256, 256, Filter::Bilinear);
         let crop = square
             .crop(16, 16, side, side)
             .ok_or_else(|| VisionError::Input("the picture could not be cropped".into()))?;
-        let data: Vec<f32> = (0..3)
-            .flat_map(|c| {
-                crop.data()
-                    .chunks_exact(3)
-                    .map(move |p| f32::from(p[2 - c]) - MEAN_BGR[c])
-            })
-            .collect();
-        self.forward(&Tensor::from_vec(
-            data,
-            (1, 3, side as usize, side as usize),
-            &self.device,
-        )?)
+        let shape = (1, 3, side as usize, side as usize);
+        Ok(Tensor::from_vec(bgr_less_mean(&crop), shape, &self.device)?)
     }
 
     /// (1, 3, 224, 224) blue, green, red minus the mean to the probability.
@@ -87,12 +80,11 @@ impl OpenNsfw {
         for block in &self.blocks {
             let y = block.convs[0].forward_act(&x, Act::Relu)?;
             let y = block.convs[1].forward_act(&y, Act::Relu)?;
-            let y = block.convs[2].forward(&y)?;
             let shortcut = match &block.shortcut {
                 Some(conv) => conv.forward(&x)?,
                 None => x,
             };
-            x = (y + shortcut)?.relu()?;
+            x = block.convs[2].forward_onto(&y, &shortcut, Act::Relu)?;
         }
         let pooled = x.mean(D::Minus1)?.mean(D::Minus1)?; // (1, 1024)
         let scores = softmax(&self.head.forward(&pooled)?)?.flatten_all()?.to_vec1::<f32>()?;
