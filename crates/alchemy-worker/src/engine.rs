@@ -13,8 +13,7 @@ use vision::blip::{Blip, BlipConfig, CaptionSettings, Captioner, Search};
 use vision::clip::{Clip, ClipConfig, ClipTokenizer, Interrogator, WordList};
 use vision::face::{FaceDetector, FaceParser, FaceRestorer, RestoreSettings, restore_faces};
 use vision::nsfw::{OpenNsfw, SdSafetyChecker};
-use vision::post::fits_result;
-use vision::upscale::{Tiling, Upscaler};
+use vision::upscale::Upscaler;
 use vision::{Device, VisionError, Weights};
 use worker_runtime::backend::{Engine, EngineReport, Fault, JobContext};
 
@@ -143,8 +142,7 @@ impl AlchemyEngine {
                 let Some(Ok(Network::Upscaler(net))) = cell.get() else {
                     return Err(mixed_up());
                 };
-                fits_result(picture.width(), picture.height(), net.scale()).map_err(fault)?;
-                net.upscale(&picture, Tiling::default(), &mut progress).map_err(fault)?
+                net.upscale(&picture, net.tiling(), &mut progress).map_err(fault)?
             }
             Task::Strip(path) => {
                 let cell = self.network(path, |e| {
@@ -316,9 +314,9 @@ fn config_json(folder: &Path) -> Result<Option<String>, VisionError> {
 
 fn fault(error: VisionError) -> Fault {
     match error {
-        VisionError::Input(reason) => Fault::of_job(reason),
         VisionError::Cancelled => Fault::of_job("cancelled"),
-        other => Fault::of_worker(other.to_string()),
+        error if error.is_of_request() => Fault::of_job(error.to_string()),
+        error => Fault::of_worker(error.to_string()),
     }
 }
 

@@ -286,7 +286,10 @@ fn post_process(
     resident.make_room(&[need.need(size, batch)]).map_err(short)?;
     let upscaler = steps.iter().find(|(_, kind)| *kind == Kind::Upscale);
     let tilings = match upscaler {
-        Some((name, _)) => need.tilings(&*networks.upscaler(name).map_err(post_fault)?, size, batch),
+        Some((name, _)) => {
+            let upscaler = networks.upscaler(name).map_err(post_fault)?;
+            need.tilings(&upscaler, size, batch).map_err(post_fault)?
+        }
         None => Vec::new(),
     };
     let needs: Vec<_> = tilings.iter().map(|(_, need)| *need).collect();
@@ -307,9 +310,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn post_fault(error: VisionError) -> Fault {
-    match error {
-        VisionError::Input(_) => Fault::of_job(error.to_string()),
-        _ => Fault::of_worker(error.to_string()),
+    if error.is_of_request() {
+        Fault::of_job(error.to_string())
+    } else {
+        Fault::of_worker(error.to_string())
     }
 }
 

@@ -117,18 +117,18 @@ impl PostNeed {
     }
 
     /// For pictures that `upscaler` enlarges: tiles from the largest to the smallest that are worth it, and what is needed
-    /// with each.
-    pub fn tilings(&self, upscaler: &Upscaler, size: (u32, u32), batch: u32) -> Vec<(Tiling, Need)> {
+    /// with each. Results that would be too large are refused.
+    pub fn tilings(&self, upscaler: &Upscaler, size: (u32, u32), batch: u32) -> vision::Result<Vec<(Tiling, Need)>> {
         let pixels = u64::from(size.0) * u64::from(size.1);
         let with = |tile: usize| {
             let tiling = Tiling {
                 tile,
                 ..Tiling::default()
             };
-            let held = upscaler.plan(size.0, size.1, tiling).peak_bytes() as u64;
-            (tiling, self.need_with(pixels, batch, held))
+            let held = upscaler.plan(size.0, size.1, false, tiling)?.peak_bytes() as u64;
+            Ok((tiling, self.need_with(pixels, batch, held)))
         };
-        TILE_SIDES.map(with).to_vec()
+        TILE_SIDES.into_iter().map(with).collect()
     }
 }
 

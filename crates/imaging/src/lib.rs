@@ -20,6 +20,7 @@ mod decode;
 mod encode;
 mod error;
 mod header;
+mod hidden;
 mod picture;
 mod planar;
 mod resample;

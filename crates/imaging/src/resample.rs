@@ -37,13 +37,32 @@ pub(crate) fn resample<const C: usize>(
     rows(narrow_data, to.0 * C, &taps(from.1, to.1, filter))
 }
 
+/// Rows `range` of `to_h`, which are not empty; columns stay.
+pub(crate) fn resample_rows<const C: usize>(
+    data: &[u8],
+    (width, height): (usize, usize),
+    to_h: usize,
+    range: std::ops::Range<usize>,
+    filter: Filter,
+) -> Vec<u8> {
+    let stride = width * C;
+    if filter == Filter::Nearest || height == to_h {
+        let row = |y: usize| &data[nearest_index(y, height, to_h) * stride..][..stride];
+        return range.flat_map(|y| row(y).iter().copied()).collect();
+    }
+    rows(data, stride, &taps(height, to_h, filter)[range])
+}
+
+/// The source pixel of target pixel `i`.
+fn nearest_index(i: usize, from: usize, to: usize) -> usize {
+    (((i as f64 + 0.5) * (from as f64 / to as f64)) as usize).min(from - 1)
+}
+
 fn nearest<const C: usize>(data: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
-    let source =
-        |i: usize, from: usize, to: usize| (((i as f64 + 0.5) * (from as f64 / to as f64)) as usize).min(from - 1);
-    let columns: Vec<usize> = (0..to.0).map(|x| source(x, from.0, to.0) * C).collect();
+    let columns: Vec<usize> = (0..to.0).map(|x| nearest_index(x, from.0, to.0) * C).collect();
     let mut out = Vec::with_capacity(to.0 * to.1 * C);
     for y in 0..to.1 {
-        let row = &data[source(y, from.1, to.1) * from.0 * C..][..from.0 * C];
+        let row = &data[nearest_index(y, from.1, to.1) * from.0 * C..][..from.0 * C];
         for x in &columns {
             out.extend_from_slice(&row[*x..*x + C]);
         }

@@ -1,6 +1,6 @@
 //! Resampling: anti-aliased on 8-bit pictures as Pillow does it, point-sampled on planar floats as torch does it.
 
-use crate::resample::{premultiply, resample, unpremultiply};
+use crate::resample::{premultiply, resample, resample_rows, unpremultiply};
 use crate::{Mask, Picture, Planar};
 
 /// Anti-aliased filters of 8-bit pictures (the support grows when shrinking). Alpha weights the colours.
@@ -81,6 +81,17 @@ impl Mask {
         let data = resample::<1>(self.data(), from, (width as usize, height as usize), filter);
         Mask::new(width, height, data).expect("the resampler fills the buffer it was given")
     }
+
+    /// Rows `rows` of what [`Self::resized`] gives for the same width and `height`; cut to what there is, at least one row.
+    pub fn resized_rows(&self, height: u32, rows: std::ops::Range<u32>, filter: Filter) -> Mask {
+        let height = height.max(1);
+        let end = rows.end.clamp(1, height);
+        let begin = rows.start.min(end - 1);
+        let from = (self.width() as usize, self.height() as usize);
+        let rows = begin as usize..end as usize;
+        let data = resample_rows::<1>(self.data(), from, height as usize, rows, filter);
+        Mask::new(self.width(), end - begin, data).expect("the resampler fills the buffer it was given")
+    }
 }
 
 impl Planar {
@@ -153,6 +164,20 @@ fn cubic(t: f32) -> [f32; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_by_themselves_are_those_of_the_whole() {
+        let mask = Mask::new(7, 9, (0..63).map(|i| (i * 37 % 256) as u8).collect()).unwrap();
+        for filter in [Filter::Nearest, Filter::Bilinear, Filter::Bicubic, Filter::Lanczos] {
+            for height in [4, 9, 31] {
+                let whole = mask.resized(7, height, filter);
+                let parts = [0..2, 2..3, 3..height].map(|rows| mask.resized_rows(height, rows, filter));
+                let joined: Vec<u8> = parts.iter().flat_map(|part| part.data().to_vec()).collect();
+                assert_eq!(joined, whole.data(), "{filter:?} to {height} rows");
+            }
+        }
+        assert_eq!(mask.resized_rows(0, 5..9, Filter::Bicubic).height(), 1);
+    }
 
     #[test]
     fn planar_filters_agree_with_torch_interpolate() {

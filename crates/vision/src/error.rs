@@ -46,12 +46,43 @@ pub enum VisionError {
     /// The picture or a parameter cannot be worked on.
     #[error("{0}")]
     Input(String),
+    /// The result would have more pixels than are made here, or a side beyond what WebP can say.
+    #[error("the result would be too large: {width}x{height} pixels")]
+    TooLarge {
+        /// Pixels.
+        width: u64,
+        /// Pixels.
+        height: u64,
+    },
+    /// Even the smallest tiles would hold more than may be held. It may work later, or on another machine.
+    #[error(
+        "enlarging {width}x{height} pixels holds {} MB at least, and {} MB may be held\nhint: close other programs or take smaller pictures",
+        .needed_bytes.div_ceil(1_000_000),
+        .room_bytes / 1_000_000
+    )]
+    NoRoom {
+        /// Of the source, in pixels.
+        width: u32,
+        /// Of the source, in pixels.
+        height: u32,
+        /// What the smallest tiles would hold.
+        needed_bytes: usize,
+        /// [`crate::upscale::Tiling::max_bytes`].
+        room_bytes: usize,
+    },
     /// The caller asked to stop.
     #[error("cancelled")]
     Cancelled,
     /// The device failed: out of memory, a kernel error.
     #[error("the device failed: {0}")]
     Compute(#[from] candle_core::Error),
+}
+
+impl VisionError {
+    /// Whether the request itself is at fault: it would fail on every machine and at any time.
+    pub fn is_of_request(&self) -> bool {
+        matches!(self, Self::Input(_) | Self::TooLarge { .. })
+    }
 }
 
 /// Shorthand of the room.

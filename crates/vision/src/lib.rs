@@ -9,6 +9,9 @@ pub mod clip;
 mod error;
 pub mod face;
 mod layers;
+#[cfg(test)]
+#[path = "../tests/it/made_up.rs"]
+mod made_up;
 pub mod nsfw;
 mod pixels;
 pub mod post;

@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
+#[path = "it/made_up.rs"]
+mod made_up;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::Mutex;
@@ -10,8 +13,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::Device;
 use imaging::Picture;
-use vision::Weights;
 use vision::upscale::{Tiling, Upscaler};
+use vision::{VisionError, Weights};
 
 struct Counting;
 
@@ -60,30 +63,41 @@ const FAMILIES: [(&str, &str); 5] = [
     ("models/alchemy/compact_x4.safetensors", "SRVGGNetCompact"),
     ("cases/own/span_x2.safetensors", "SPAN"),
     ("cases/own/plksr_dysample_x4.safetensors", "RealPLKSR"),
-    ("cases/own/dat_x2.safetensors", "DAT"),
+    ("own/dat_x2", "DAT"),
 ];
 
 fn upscaler(name: &str) -> Upscaler {
+    if name.starts_with("own/") {
+        return Upscaler::load(&Weights::from_tensors(made_up::case(name).0, &Device::Cpu)).unwrap();
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
     let weights = Weights::open(&path, &Device::Cpu).unwrap();
     Upscaler::load(&weights.unwrapped(&["net"])).unwrap()
 }
 
-fn picture(width: u32, height: u32) -> Picture {
-    let bytes = (0..width * height * 3).map(|i| (i * 31 % 251) as u8).collect();
-    Picture::from_rgb(width, height, bytes).unwrap()
+fn picture(width: u32, height: u32, has_alpha: bool) -> Picture {
+    let channels = if has_alpha { 4 } else { 3 };
+    let bytes = (0..width * height * channels).map(|i| (i * 31 % 251) as u8).collect();
+    if has_alpha {
+        Picture::from_rgba(width, height, bytes).unwrap()
+    } else {
+        Picture::from_rgb(width, height, bytes).unwrap()
+    }
 }
 
 /// Most bytes that the kernels take for themselves, whatever the tile.
 const KERNEL_SCRATCH: usize = 1 << 20;
 
 /// Bytes that were promised and bytes that were taken, the picture given not counted.
-fn promised_and_taken(net: &Upscaler, side: u32, tiling: Tiling) -> (usize, usize) {
-    let source = picture(side, side);
-    let promised = net.plan(side, side, tiling).peak_bytes();
+fn promised_and_taken(net: &Upscaler, source: &Picture, tiling: Tiling) -> (usize, usize) {
+    let (width, height) = (source.width(), source.height());
+    let promised = net
+        .plan(width, height, source.has_alpha(), tiling)
+        .unwrap()
+        .peak_bytes();
     let before = NOW.load(Ordering::Relaxed);
     MOST.store(before, Ordering::Relaxed);
-    drop(net.upscale(&source, tiling, &mut |_, _| true).unwrap());
+    drop(net.upscale(source, tiling, &mut |_, _| true).unwrap());
     (promised, MOST.load(Ordering::Relaxed) - before)
 }
 
@@ -100,9 +114,13 @@ fn no_family_takes_more_than_its_plan_promises() {
             context: 0,
             max_bytes: usize::MAX,
         };
-        let (promised, taken) = promised_and_taken(&net, 160, tiling);
-        if taken > promised || promised > 4 * taken {
-            wrong.push(format!("{family}: promised {promised}, taken {taken}"));
+        for has_alpha in [false, true] {
+            let (promised, taken) = promised_and_taken(&net, &picture(160, 160, has_alpha), tiling);
+            if taken > promised || promised > 4 * taken {
+                wrong.push(format!(
+                    "{family}, alpha {has_alpha}: promised {promised}, taken {taken}"
+                ));
+            }
         }
     }
     assert!(wrong.is_empty(), "{wrong:?}");
@@ -120,11 +138,25 @@ fn a_tight_bound_makes_tiles_smaller_and_less_is_taken() {
                 context: 0,
                 max_bytes,
             };
-            promised_and_taken(&net, 128, tiling)
+            promised_and_taken(&net, &picture(128, 128, false), tiling)
         };
         let (roomy, roomy_taken) = with(usize::MAX);
-        let (tight, tight_taken) = with(roomy / 8);
-        assert!(tight < roomy, "{family}: {tight} is promised instead of {roomy}");
+        let Err(VisionError::NoRoom { needed_bytes, .. }) = net.plan(
+            128,
+            128,
+            false,
+            Tiling {
+                max_bytes: 0,
+                ..Tiling::default()
+            },
+        ) else {
+            panic!("{family} fits into nothing");
+        };
+        let (tight, tight_taken) = with(needed_bytes);
+        assert!(
+            tight <= needed_bytes && needed_bytes < roomy,
+            "{family}: {tight} is promised instead of {roomy}"
+        );
         assert!(
             tight_taken <= tight + KERNEL_SCRATCH && tight_taken < roomy_taken,
             "{family}: {tight_taken} taken of {tight}, {roomy_taken} of {roomy}"

@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn a_tiny_network_gives_the_references_numbers() {
-        let most = apart_from_reference("codeformer", |w, x| {
+        let most = apart_from_reference("faces/codeformer", |w, x| {
             assert!(fits(w));
             let net = CodeFormer::load(w)?;
             assert_eq!((net.side(), net.fusions.len()), (64, 4));

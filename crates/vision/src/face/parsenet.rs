@@ -169,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_tiny_network_gives_the_references_numbers() {
-        let most = apart_from_reference("parsenet", |w, x| FaceParser::load(w)?.forward(x));
+        let most = apart_from_reference("faces/parsenet", |w, x| FaceParser::load(w)?.forward(x));
         assert!(most <= 2e-4, "differs by {most}");
     }
 

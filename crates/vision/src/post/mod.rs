@@ -47,11 +47,6 @@ pub const NAMES: [(&str, Kind); 16] = [
     ("strip_background", Kind::CutOut),
 ];
 
-/// Most pixels of a result: 8192×8192 of RGB are 201 MB.
-pub const MAX_RESULT_PIXELS: u64 = 8192 * 8192;
-/// Longest side of a result in pixels: where WebP ends.
-pub const MAX_RESULT_SIDE: u64 = 16383;
-
 /// Gives loaded networks by the Horde's name. Errors are passed on by [`chain`] as they are.
 pub trait Networks {
     /// The detector and the restorer of a name of [`Kind::Faces`].
@@ -100,8 +95,8 @@ enum Step {
 const PARTS: usize = 100;
 
 /// Sends every picture through all named post-processors in the order of [`plan`]. `strength` is the Horde's
-/// `facefixer_strength` in 0..=1 (others are clamped, no number is 1). Names, networks and result sizes are checked before
-/// the first pixel is computed. `progress(done, total)` is asked again and again whether to go on; `false` ends in
+/// `facefixer_strength` in 0..=1 (others are clamped, no number is 1). Names, networks, result sizes and the memory
+/// of enlargements are checked before the first pixel is computed. `progress(done, total)` is asked again and again whether to go on; `false` ends in
 /// [`VisionError::Cancelled`].
 pub fn chain<S: AsRef<str>>(
     names: &[S],
@@ -120,7 +115,12 @@ pub fn chain<S: AsRef<str>>(
             Kind::Upscale => {
                 let upscaler = networks.upscaler(name)?;
                 for picture in &pictures {
-                    fits_result(picture.width(), picture.height(), upscaler.scale())?;
+                    upscaler.plan(
+                        picture.width(),
+                        picture.height(),
+                        picture.has_alpha(),
+                        networks.tiling(),
+                    )?;
                 }
                 Step::Upscale(upscaler)
             }
@@ -155,18 +155,6 @@ pub fn chain<S: AsRef<str>>(
     Ok(pictures)
 }
 
-/// Refuses an enlargement beyond [`MAX_RESULT_PIXELS`] or [`MAX_RESULT_SIDE`]. Sides in source pixels.
-pub fn fits_result(width: u32, height: u32, scale: usize) -> Result<()> {
-    let side = |side: u32| u64::from(side).saturating_mul(scale as u64);
-    let (width, height) = (side(width), side(height));
-    if width.saturating_mul(height) > MAX_RESULT_PIXELS || width.max(height) > MAX_RESULT_SIDE {
-        return Err(VisionError::Input(format!(
-            "the result would be too large: {width}x{height} pixels"
-        )));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,14 +178,5 @@ mod tests {
         assert!(reason(&["NMKD_Siax", "4x_AnimeSharp"]).contains("at most one upscaler"));
         assert!(reason(&["gfpgan"]).contains("unknown post-processor `gfpgan`"));
         assert!(reason(&[&"x".repeat(100_000)]).len() < 200);
-    }
-
-    #[test]
-    fn results_end_at_8192_square_and_where_webp_ends() {
-        assert!(fits_result(2048, 2048, 4).is_ok());
-        assert!(fits_result(3072, 3072, 4).is_err());
-        assert!(fits_result(4095, 64, 4).is_ok());
-        assert!(fits_result(4096, 64, 4).is_err());
-        assert!(fits_result(u32::MAX, u32::MAX, usize::MAX).is_err());
     }
 }

@@ -4,7 +4,7 @@ use imaging::Picture;
 
 use super::Rating;
 use super::font::{ADVANCE, LINE, letter};
-use crate::post::{MAX_RESULT_PIXELS, MAX_RESULT_SIDE};
+use crate::upscale::{MAX_RESULT_PIXELS, MAX_RESULT_SIDE};
 
 const GROUND: [u8; 3] = [40, 42, 46];
 const INK: [u8; 3] = [236, 236, 236];

@@ -1,6 +1,7 @@
 //! Upscalers: one file per architecture, chosen by a checkpoint's keys, and the tiles that let them eat any picture.
 
 mod dat;
+mod plan;
 mod plksr;
 mod rrdb;
 mod span;
@@ -8,11 +9,11 @@ mod srvgg;
 mod tiles;
 
 use candle_core::Tensor;
-use imaging::{Filter, Picture, Planar, Rounding};
+use imaging::{Picture, Planar, Rounding};
 
 use crate::error::{Result, VisionError};
 use crate::weights::Weights;
-pub use tiles::{TilePlan, Tiling};
+pub use plan::{MAX_RESULT_PIXELS, MAX_RESULT_SIDE, TilePlan, Tiling};
 
 /// What a super-resolution network does to (1, 3, h, w) RGB in 0..=1.
 pub(crate) trait Network: Send + Sync {
@@ -72,25 +73,33 @@ impl Upscaler {
         self.network.scale()
     }
 
-    /// How a picture of this size would be cut and what that would hold at once, decided before anything is allocated.
-    pub fn plan(&self, width: u32, height: u32, tiling: Tiling) -> TilePlan {
-        TilePlan::new(width, height, tiling, &*self.network)
+    /// How to cut with the memory that is left now where this network lies.
+    pub fn tiling(&self) -> Tiling {
+        Tiling::within_free(&self.device)
     }
 
-    /// Enlarges a picture tile by tile. Alpha is resampled by itself. `progress(done, total)` is asked after each tile
-    /// whether to go on.
+    /// How a picture of this size would be cut and what that would hold at once, decided before anything is allocated.
+    /// [`VisionError::TooLarge`] and [`VisionError::NoRoom`] refuse it.
+    pub fn plan(&self, width: u32, height: u32, has_alpha: bool, tiling: Tiling) -> Result<TilePlan> {
+        TilePlan::new(width, height, has_alpha, tiling, &*self.network)
+    }
+
+    /// Enlarges a picture tile by tile, refused before any work as by [`Self::plan`]. The network sees colours without
+    /// alpha, as ComfyUI gives them to it, but those that nobody sees are replaced by their visible neighbours', so that
+    /// they leave no rim; alpha is resampled beside. `progress(done, total)` is asked after each tile whether to go on.
     pub fn upscale(
         &self,
         picture: &Picture,
         tiling: Tiling,
         progress: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Picture> {
-        let plan = self.plan(picture.width(), picture.height(), tiling);
-        let enlarged = tiles::run(&plan, &picture.to_planar(), &mut |tile| self.forward(tile), progress)?;
-        Ok(match picture.alpha() {
-            Some(alpha) => enlarged.with_alpha(&alpha.resized(enlarged.width(), enlarged.height(), Filter::Bicubic)),
-            None => enlarged,
-        })
+        let plan = self.plan(picture.width(), picture.height(), picture.has_alpha(), tiling)?;
+        let alpha = picture.alpha();
+        let source = match &alpha {
+            Some(_) => picture.with_hidden_filled().to_planar(),
+            None => picture.to_planar(),
+        };
+        tiles::run(&plan, &source, alpha.as_ref(), &mut |tile| self.forward(tile), progress)
     }
 
     /// The same without rounding: planes in, planes out, unclamped. The whole result is held as floats.
@@ -100,7 +109,7 @@ impl Upscaler {
         tiling: Tiling,
         progress: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Planar> {
-        let plan = self.plan(source.width(), source.height(), tiling);
+        let plan = self.plan(source.width(), source.height(), false, tiling)?;
         let mut bands: Vec<Planar> = Vec::new();
         tiles::run_bands(&plan, source, &mut |tile| self.forward(tile), progress, &mut |band| {
             bands.push(band.clone());

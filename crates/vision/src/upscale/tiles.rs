@@ -2,106 +2,14 @@
 //!
 //! As in ComfyUI's `tiled_scale` (what reGen runs) tiles fade linearly and the sum is divided by the sum of the fades, but
 //! by default a tile's outermost values, which know least of the picture, count for nothing. Because tiles stand in rows
-//! and columns, both sums are products of one-dimensional ones, and finished rows leave the buffer as bytes: a 12288×12288 result never exists as floats.
+//! and columns, both sums are products of one-dimensional ones, and finished rows leave the buffer as bytes: a large
+//! result never exists as floats. Alpha is resampled, not redrawn, in the same bands and without a seam.
 
-use imaging::{Picture, Planar};
+use imaging::{Filter, Mask, Picture, Planar};
 
-use super::{Network, ROUNDING};
+use super::ROUNDING;
+use super::plan::TilePlan;
 use crate::error::{Result, VisionError};
-
-/// How to cut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tiling {
-    /// Side of a tile in source pixels, at least 16.
-    pub tile: usize,
-    /// Pixels that neighbours share, at most half a tile.
-    pub overlap: usize,
-    /// Outermost pixels of a tile whose results count for nothing, less than half of what is shared: there the network saw
-    /// the tile's edge instead of the picture. 0 gives the results of ComfyUI's `tiled_scale`.
-    pub context: usize,
-    /// Most bytes of activations; tiles are halved until they fit.
-    pub max_bytes: usize,
-}
-
-impl Default for Tiling {
-    /// 512 with 48 shared, of which each tile leaves out 18 (the reach of the compact networks), within 2 GiB.
-    fn default() -> Self {
-        Self {
-            tile: 512,
-            overlap: 48,
-            context: 18,
-            max_bytes: 2 << 30,
-        }
-    }
-}
-
-/// What will be done, decided from sizes alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TilePlan {
-    /// Where tiles begin and how long they are, along x.
-    columns: Vec<(usize, usize)>,
-    /// Where tiles begin and how long they are, along y.
-    rows: Vec<(usize, usize)>,
-    overlap: usize,
-    context: usize,
-    scale: usize,
-    width: usize,
-    height: usize,
-    peak_bytes: usize,
-}
-
-impl TilePlan {
-    pub(super) fn new(width: u32, height: u32, tiling: Tiling, network: &dyn Network) -> Self {
-        let (width, height) = (width as usize, height as usize);
-        let multiple = network.multiple();
-        let per_pixel = network.floats_per_pixel() * 4;
-        let mut tile = tiling.tile.max(16).next_multiple_of(multiple);
-        let bytes = |tile: usize| {
-            tile.min(width)
-                .saturating_mul(tile.min(height))
-                .saturating_mul(per_pixel)
-        };
-        while bytes(tile) > tiling.max_bytes && tile >= 64 {
-            tile = (tile / 2).next_multiple_of(multiple);
-        }
-        let overlap = tiling.overlap.min(tile / 2);
-        let scale = network.scale();
-        let band = tile.min(height) * scale * width * scale * 3 * 4;
-        let result = width * height * scale * scale * 3;
-        Self {
-            columns: positions(width, tile, overlap),
-            rows: positions(height, tile, overlap),
-            overlap,
-            context: tiling.context.min(overlap.saturating_sub(1) / 2),
-            scale,
-            width,
-            height,
-            // A band exists as sums, its finished rows also by themselves and as bytes.
-            peak_bytes: bytes(tile) + band * 9 / 4 + result + width * height * 12,
-        }
-    }
-
-    /// Number of tiles.
-    pub fn n_tiles(&self) -> usize {
-        self.columns.len() * self.rows.len()
-    }
-
-    /// Estimate of the bytes held at once: source, one tile's activations, one band of results, the result.
-    pub fn peak_bytes(&self) -> usize {
-        self.peak_bytes
-    }
-}
-
-/// Begin and length of each tile.
-fn positions(len: usize, tile: usize, overlap: usize) -> Vec<(usize, usize)> {
-    if len <= tile {
-        return vec![(0, len)];
-    }
-    (0..len - overlap)
-        .step_by(tile - overlap)
-        .map(|at| (at, tile.min(len - at)))
-        .collect()
-}
 
 /// A tile's weights along one axis, before the sum over tiles is made 1.
 ///
@@ -144,24 +52,37 @@ fn shares(tiles: &[(usize, usize)], len: usize, scale: usize, overlap: [usize; 2
         .collect()
 }
 
-/// Runs the plan to a picture.
+/// Runs the plan to a picture. `alpha` has the source's size.
 pub(super) fn run(
     plan: &TilePlan,
     source: &Planar,
+    alpha: Option<&Mask>,
     network: &mut dyn FnMut(&Planar) -> Result<Planar>,
     progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Picture> {
-    let width = plan.width * plan.scale;
-    let mut bytes: Vec<u8> = Vec::with_capacity(width * plan.height * plan.scale * 3);
+    let (width, height) = ((plan.width * plan.scale) as u32, (plan.height * plan.scale) as u32);
+    // Resampling works on columns, then on rows: the columns at once, the rows band by band.
+    let wide = alpha.map(|alpha| alpha.resized(width, alpha.height(), Filter::Bicubic));
+    let channels = if alpha.is_some() { 4 } else { 3 };
+    let mut bytes: Vec<u8> = Vec::with_capacity(width as usize * height as usize * channels);
+    let mut n_rows = 0;
     run_bands(plan, source, network, progress, &mut |band| {
-        bytes.extend_from_slice(band.to_picture(ROUNDING).data());
+        let colours = band.to_picture(ROUNDING);
+        let rows = n_rows..n_rows + colours.height();
+        n_rows = rows.end;
+        match wide.as_ref() {
+            Some(wide) => {
+                let alpha = wide.resized_rows(height, rows, Filter::Bicubic);
+                bytes.extend_from_slice(colours.with_alpha(&alpha).data());
+            }
+            None => bytes.extend_from_slice(colours.data()),
+        }
         Ok(())
     })?;
-    Ok(Picture::from_rgb(
-        width as u32,
-        (plan.height * plan.scale) as u32,
-        bytes,
-    )?)
+    Ok(match alpha {
+        Some(_) => Picture::from_rgba(width, height, bytes)?,
+        None => Picture::from_rgb(width, height, bytes)?,
+    })
 }
 
 /// Runs the plan and hands out finished bands of rows from top to bottom.
@@ -214,11 +135,12 @@ pub(super) fn run_bands(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use super::super::{Network, Tiling};
     use super::*;
 
-    /// A network without memory of its neighbours: three copies of each pixel.
-    struct Enlarge(usize);
+    /// A network without memory of its neighbours: copies of each pixel.
+    pub(in super::super) struct Enlarge(pub(in super::super) usize);
 
     impl Network for Enlarge {
         fn scale(&self) -> usize {
@@ -244,7 +166,7 @@ mod tests {
     }
 
     fn enlarged(width: u32, height: u32, scale: usize, tiling: Tiling) -> Picture {
-        let plan = TilePlan::new(width, height, tiling, &Enlarge(scale));
+        let plan = TilePlan::new(width, height, false, tiling, &Enlarge(scale)).unwrap();
         let mut network = |piece: &Planar| {
             Ok(piece.resized(
                 piece.width() * scale as u32,
@@ -252,7 +174,7 @@ mod tests {
                 imaging::PlanarFilter::Nearest,
             ))
         };
-        run(&plan, &source(width, height), &mut network, &mut |_, _| true).unwrap()
+        run(&plan, &source(width, height), None, &mut network, &mut |_, _| true).unwrap()
     }
 
     #[test]
@@ -287,44 +209,20 @@ mod tests {
     }
 
     #[test]
-    fn tiles_shrink_until_they_fit_the_memory() {
-        let tight = Tiling {
-            tile: 512,
-            overlap: 48,
-            context: 18,
-            max_bytes: 128 * 128 * 400,
-        };
-        let plan = TilePlan::new(3072, 3072, tight, &Enlarge(4));
-        assert!(plan.columns.iter().all(|(_, len)| *len <= 128), "{:?}", plan.columns);
-        let roomy = TilePlan::new(3072, 3072, Tiling::default(), &Enlarge(4));
-        assert!(plan.peak_bytes() < roomy.peak_bytes());
-        // The result of 12288×12288×3 bytes must exist; the floats beside it are one band.
-        assert!(
-            roomy.peak_bytes() < 12288 * 12288 * 3 + (1 << 30),
-            "{}",
-            roomy.peak_bytes()
-        );
-    }
-
-    #[test]
     fn a_refusal_to_go_on_stops_the_work() {
-        let plan = TilePlan::new(
-            64,
-            64,
-            Tiling {
-                tile: 16,
-                overlap: 4,
-                context: 0,
-                max_bytes: usize::MAX,
-            },
-            &Enlarge(1),
-        );
+        let tiling = Tiling {
+            tile: 16,
+            overlap: 4,
+            context: 0,
+            max_bytes: usize::MAX,
+        };
+        let plan = TilePlan::new(64, 64, false, tiling, &Enlarge(1)).unwrap();
         let mut n_tiles = 0;
         let mut network = |piece: &Planar| {
             n_tiles += 1;
             Ok(piece.clone())
         };
-        let error = run(&plan, &source(64, 64), &mut network, &mut |done, _| done < 3);
+        let error = run(&plan, &source(64, 64), None, &mut network, &mut |done, _| done < 3);
         assert!(matches!(error, Err(VisionError::Cancelled)));
         assert_eq!(n_tiles, 3);
     }

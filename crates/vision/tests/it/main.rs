@@ -6,6 +6,7 @@ mod runner;
 
 mod faces;
 mod fidelity;
+mod made_up;
 mod post;
 mod robustness;
 mod safety;

@@ -1,20 +1,29 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor};
-use imaging::{Picture, Planar};
-use vision::Weights;
+use imaging::{Mask, Picture, Planar};
 use vision::upscale::{Tiling, Upscaler};
+use vision::{VisionError, Weights};
 
 use crate::fidelity::root;
-use crate::runner;
+use crate::{made_up, runner};
 
-fn check(name: &str, architecture: &str, scale: usize) {
-    let path = root().join(format!("cases/own/{name}.safetensors"));
-    let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
-    let net: BTreeMap<String, Tensor> = tensors
+/// A network and the rest of its case, with its weights stored or made up.
+fn own(name: &str) -> (BTreeMap<String, Tensor>, HashMap<String, Tensor>) {
+    if root().join(format!("cases/{name}.json")).is_file() {
+        return made_up::case(name);
+    }
+    let tensors =
+        candle_core::safetensors::load(root().join(format!("cases/{name}.safetensors")), &Device::Cpu).unwrap();
+    let net = tensors
         .iter()
         .filter_map(|(key, t)| Some((key.strip_prefix("net.")?.to_owned(), t.clone())))
         .collect();
+    (net, tensors)
+}
+
+fn check(name: &str, architecture: &str, scale: usize) {
+    let (net, tensors) = own(&format!("own/{name}"));
     let upscaler = Upscaler::load(&Weights::from_tensors(net, &Device::Cpu)).unwrap();
     assert_eq!((upscaler.architecture(), upscaler.scale()), (architecture, scale));
     let (_, c, h, w) = tensors["x"].dims4().unwrap();
@@ -127,13 +136,11 @@ fn tiles_fade_into_each_other() {
 #[test]
 fn tiled_differs_from_whole_by_no_more_than_is_stated_in_every_family() {
     let apart = |name: &str, family: &str| {
-        let tensors = candle_core::safetensors::load(root().join(name), &Device::Cpu).unwrap();
-        let net = tensors
-            .iter()
-            .filter(|(key, _)| !["x", "y"].contains(&key.as_str()))
-            .map(|(key, t)| (key.strip_prefix("net.").unwrap_or(key).to_owned(), t.clone()))
-            .collect();
-        let net = Upscaler::load(&Weights::from_tensors(net, &Device::Cpu)).unwrap();
+        let net = if name.starts_with("models/") {
+            Upscaler::load(&runner::open(&root().join(name)).unwrap()).unwrap()
+        } else {
+            Upscaler::load(&Weights::from_tensors(own(name).0, &Device::Cpu)).unwrap()
+        };
         assert_eq!(net.architecture(), family);
         let picture = source(9, 7).resized(96, 72, imaging::Filter::Bicubic);
         let run = |tile, overlap| {
@@ -153,9 +160,9 @@ fn tiled_differs_from_whole_by_no_more_than_is_stated_in_every_family() {
     let stated = [
         ("models/alchemy/esrgan_x4.safetensors", "RRDBNet", 0.01, 1),
         ("models/alchemy/compact_x4.safetensors", "SRVGGNetCompact", 0.01, 1),
-        ("cases/own/span_x2.safetensors", "SPAN", 0.01, 1),
-        ("cases/own/plksr_x4.safetensors", "RealPLKSR", 6.0, 110),
-        ("cases/own/dat_x2.safetensors", "DAT", 5.0, 70),
+        ("own/span_x2", "SPAN", 0.01, 1),
+        ("own/plksr_x4", "RealPLKSR", 6.0, 110),
+        ("own/dat_x2", "DAT", 5.0, 70),
     ];
     let mut beyond = Vec::new();
     for (name, family, most_mean, most) in stated {
@@ -168,9 +175,66 @@ fn tiled_differs_from_whole_by_no_more_than_is_stated_in_every_family() {
 }
 
 #[test]
+fn alpha_has_no_seam_and_what_nobody_sees_leaves_no_trace() {
+    let net = Upscaler::load(&runner::open(&root().join("models/alchemy/compact_x4.safetensors")).unwrap()).unwrap();
+    let tiling = Tiling {
+        tile: 16,
+        overlap: 6,
+        context: 2,
+        max_bytes: usize::MAX,
+    };
+    let (width, height) = (45, 38);
+    let values = (0..width * height).map(|i| if i % width < 20 { 0 } else { (i * 7 % 256) as u8 });
+    let alpha = Mask::new(width, height, values.collect()).unwrap();
+    let visible = source(width, height).with_alpha(&alpha);
+    let mut hidden = visible.clone();
+    for pixel in hidden.data_mut().chunks_exact_mut(4).filter(|p| p[3] == 0) {
+        pixel[..3].fill(255);
+    }
+    let enlarged = [&visible, &hidden].map(|p| net.upscale(p, tiling, &mut |_, _| true).unwrap());
+    assert_eq!(enlarged[0], enlarged[1]);
+    let whole = alpha.resized(4 * width, 4 * height, imaging::Filter::Bicubic);
+    assert_eq!(enlarged[0].alpha(), Some(whole));
+    let opaque = net
+        .upscale(&visible.with_hidden_filled(), tiling, &mut |_, _| true)
+        .unwrap();
+    assert_eq!(enlarged[0].to_rgb(), opaque);
+}
+
+#[test]
+fn too_little_memory_and_too_large_results_are_refused_before_any_work() {
+    let net = Upscaler::load(&runner::open(&root().join("models/alchemy/compact_x4.safetensors")).unwrap()).unwrap();
+    let tight = Tiling {
+        max_bytes: 10_000,
+        ..Tiling::default()
+    };
+    let mut worked = false;
+    let mut refused = |picture: Picture, tiling| {
+        net.upscale(&picture, tiling, &mut |_, _| {
+            worked = true;
+            true
+        })
+        .err()
+        .unwrap()
+    };
+    let error = refused(source(40, 40), tight);
+    assert!(
+        matches!(error, VisionError::NoRoom { .. }) && !error.is_of_request(),
+        "{error}"
+    );
+    assert!(error.to_string().contains("\nhint: "), "{error}");
+    let error = refused(Picture::filled(3072, 3072, [0; 3]), Tiling::default());
+    assert!(
+        matches!(error, VisionError::TooLarge { .. }) && error.is_of_request(),
+        "{error}"
+    );
+    assert!(!worked);
+}
+
+#[test]
 fn alpha_is_kept_and_odd_sizes_of_a_folded_network_work() {
     let net = Upscaler::load(&runner::open(&root().join("models/alchemy/realesrgan_x2.pth")).unwrap()).unwrap();
-    let alpha = imaging::Mask::new(7, 5, (0..35).map(|i| i * 7).collect()).unwrap();
+    let alpha = Mask::new(7, 5, (0..35).map(|i| i * 7).collect()).unwrap();
     let picture = source(7, 5).with_alpha(&alpha);
     let enlarged = net.upscale(&picture, Tiling::default(), &mut |_, _| true).unwrap();
     assert_eq!((enlarged.width(), enlarged.height()), (14, 10));

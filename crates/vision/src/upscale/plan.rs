@@ -1,0 +1,212 @@
+//! How a picture is cut into tiles and what that holds at once, decided from sizes alone before anything is allocated.
+
+use candle_core::Device;
+
+use super::Network;
+use crate::error::{Result, VisionError};
+
+/// Most pixels of a result: 8192×8192 of RGB are 201 MB.
+pub const MAX_RESULT_PIXELS: u64 = 8192 * 8192;
+/// Longest side of a result in pixels: where WebP ends.
+pub const MAX_RESULT_SIDE: u64 = 16383;
+
+/// How to cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tiling {
+    /// Side of a tile in source pixels, at least 16.
+    pub tile: usize,
+    /// Pixels that neighbours share, at most half a tile.
+    pub overlap: usize,
+    /// Outermost pixels of a tile whose results count for nothing, less than half of what is shared: there the network saw
+    /// the tile's edge instead of the picture. 0 gives the results of ComfyUI's `tiled_scale`.
+    pub context: usize,
+    /// Most bytes that may be held at once, source and result included; tiles are halved until they fit, and where not
+    /// even the smallest do the plan is refused.
+    pub max_bytes: usize,
+}
+
+impl Default for Tiling {
+    /// 512 with 48 shared, of which each tile leaves out 18 (the reach of the compact networks), within 2 GiB.
+    fn default() -> Self {
+        Self {
+            tile: 512,
+            overlap: 48,
+            context: 18,
+            max_bytes: 2 << 30,
+        }
+    }
+}
+
+impl Tiling {
+    /// The default within half of what the device and the machine have left now: another form may be at work beside.
+    pub fn within_free(device: &Device) -> Self {
+        let free = [device, &Device::Cpu]
+            .into_iter()
+            .filter_map(tensor_ops::memory::free_bytes);
+        let half = free.min().map_or(usize::MAX, |free| (free / 2) as usize);
+        let whole = Self::default();
+        Self {
+            max_bytes: whole.max_bytes.min(half),
+            ..whole
+        }
+    }
+}
+
+/// What will be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TilePlan {
+    /// Where tiles begin and how long they are, along x.
+    pub(super) columns: Vec<(usize, usize)>,
+    /// Where tiles begin and how long they are, along y.
+    pub(super) rows: Vec<(usize, usize)>,
+    pub(super) overlap: usize,
+    pub(super) context: usize,
+    pub(super) scale: usize,
+    pub(super) width: usize,
+    pub(super) height: usize,
+    peak_bytes: usize,
+}
+
+/// Shortest side of a tile in pixels that memory makes of a longer one.
+const SMALLEST: usize = 32;
+
+impl TilePlan {
+    /// [`VisionError::TooLarge`] for results beyond the limits, [`VisionError::NoRoom`] where no tile is small enough.
+    pub(super) fn new(width: u32, height: u32, has_alpha: bool, tiling: Tiling, network: &dyn Network) -> Result<Self> {
+        fits_result(width, height, network.scale())?;
+        let multiple = network.multiple();
+        let mut tile = tiling.tile.max(16).next_multiple_of(multiple);
+        loop {
+            let plan = Self::with_tile(tile, (width as usize, height as usize), has_alpha, tiling, network);
+            if plan.peak_bytes <= tiling.max_bytes {
+                return Ok(plan);
+            }
+            if tile < 2 * SMALLEST {
+                return Err(VisionError::NoRoom {
+                    width,
+                    height,
+                    needed_bytes: plan.peak_bytes,
+                    room_bytes: tiling.max_bytes,
+                });
+            }
+            tile = (tile / 2).next_multiple_of(multiple);
+        }
+    }
+
+    fn with_tile(
+        tile: usize,
+        (width, height): (usize, usize),
+        has_alpha: bool,
+        tiling: Tiling,
+        network: &dyn Network,
+    ) -> Self {
+        let (overlap, scale) = (tiling.overlap.min(tile / 2), network.scale());
+        let rows = tile.min(height);
+        let one_tile = tile.min(width) * rows * network.floats_per_pixel() * 4;
+        // A pixel of a band exists as sums, in finished rows also by itself, as colours and with its alpha.
+        let band = rows * scale * width * scale * if has_alpha { 32 } else { 27 };
+        let result = width * height * scale * scale * if has_alpha { 4 } else { 3 };
+        // Planes, and of a transparent picture the colours with what shows through, and alpha in all columns of the result.
+        let source = width * height * if has_alpha { 15 + scale } else { 12 };
+        Self {
+            columns: positions(width, tile, overlap),
+            rows: positions(height, tile, overlap),
+            overlap,
+            context: tiling.context.min(overlap.saturating_sub(1) / 2),
+            scale,
+            width,
+            height,
+            peak_bytes: one_tile.saturating_add(band + result + source),
+        }
+    }
+
+    /// Number of tiles.
+    pub fn n_tiles(&self) -> usize {
+        self.columns.len() * self.rows.len()
+    }
+
+    /// Estimate of the bytes held at once: source, one tile's activations, one band of results, the result.
+    pub fn peak_bytes(&self) -> usize {
+        self.peak_bytes
+    }
+}
+
+/// Begin and length of each tile.
+fn positions(len: usize, tile: usize, overlap: usize) -> Vec<(usize, usize)> {
+    if len <= tile {
+        return vec![(0, len)];
+    }
+    (0..len - overlap)
+        .step_by(tile - overlap)
+        .map(|at| (at, tile.min(len - at)))
+        .collect()
+}
+
+/// Refuses an enlargement beyond [`MAX_RESULT_PIXELS`] or [`MAX_RESULT_SIDE`]. Sides in source pixels.
+fn fits_result(width: u32, height: u32, scale: usize) -> Result<()> {
+    let side = |side: u32| u64::from(side).saturating_mul(scale as u64);
+    let (width, height) = (side(width), side(height));
+    if width.saturating_mul(height) > MAX_RESULT_PIXELS || width.max(height) > MAX_RESULT_SIDE {
+        return Err(VisionError::TooLarge { width, height });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tiles::tests::Enlarge;
+    use super::*;
+
+    fn plan(side: u32, scale: usize, max_bytes: usize) -> Result<TilePlan> {
+        let tiling = Tiling {
+            max_bytes,
+            ..Tiling::default()
+        };
+        TilePlan::new(side, side, false, tiling, &Enlarge(scale))
+    }
+
+    #[test]
+    fn tiles_shrink_until_they_fit_the_memory() {
+        let roomy = plan(2048, 4, usize::MAX).unwrap();
+        let tight = plan(2048, 4, roomy.peak_bytes() / 2).unwrap();
+        assert!(tight.columns.iter().all(|(_, len)| *len <= 256), "{:?}", tight.columns);
+        assert!(tight.peak_bytes() <= roomy.peak_bytes() / 2);
+        // The result of 8192×8192×3 bytes must exist; the floats beside it are one band.
+        let room = roomy.peak_bytes();
+        assert!(room < 8192 * 8192 * 3 + (1 << 30), "{room}");
+    }
+
+    #[test]
+    fn what_fits_in_no_way_is_refused_with_what_it_would_need() {
+        for side in [40, 700, 2048] {
+            let Err(VisionError::NoRoom {
+                needed_bytes,
+                room_bytes: 1000,
+                ..
+            }) = plan(side, 4, 1000)
+            else {
+                panic!("{side} pixels fit into 1000 bytes");
+            };
+            let smallest = plan(side, 4, needed_bytes).unwrap();
+            assert_eq!(smallest.peak_bytes(), needed_bytes);
+            assert!(smallest.columns.iter().all(|(_, len)| *len <= SMALLEST));
+            assert!(matches!(
+                plan(side, 4, needed_bytes - 1),
+                Err(VisionError::NoRoom { .. })
+            ));
+        }
+    }
+
+    #[test]
+    fn results_end_at_8192_square_and_where_webp_ends() {
+        assert!(fits_result(2048, 2048, 4).is_ok());
+        assert!(fits_result(3072, 3072, 4).is_err());
+        assert!(fits_result(4095, 64, 4).is_ok());
+        assert!(fits_result(4096, 64, 4).is_err());
+        assert!(fits_result(u32::MAX, u32::MAX, usize::MAX).is_err());
+        assert!(matches!(
+            plan(3072, 4, usize::MAX),
+            Err(VisionError::TooLarge { width: 12288, .. })
+        ));
+    }
+}
