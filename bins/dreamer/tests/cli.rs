@@ -83,3 +83,18 @@ fn models_can_be_listed_and_a_wrong_name_is_answered_with_a_hint() {
     assert_eq!(wrong.status.code(), Some(66), "{errors}");
     assert!(errors.contains("hint:"), "{errors}");
 }
+
+#[test]
+fn models_alone_says_what_is_missing_and_doctor_says_each_thing_once() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let alone = dreamer(folder.path(), &["models"]);
+    let errors = String::from_utf8_lossy(&alone.stderr);
+    assert_eq!(alone.status.code(), Some(64), "{errors}");
+    assert_eq!(
+        errors,
+        "error: `dreamer models` needs a verb of its own\nhint: `dreamer models --help` lists them\n"
+    );
+    let doctor = dreamer(folder.path(), &["doctor", "--horde-url", "http://127.0.0.1:9/api"]);
+    let said = String::from_utf8_lossy(&doctor.stdout);
+    assert_eq!(said.matches("`dreamer.models` is empty").count(), 1, "{said}");
+}

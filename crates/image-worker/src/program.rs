@@ -170,7 +170,8 @@ impl Program for Dreamer {
     fn doctor(context: &Context<Self>) -> Vec<Check> {
         let resolved = match resolve(context) {
             Ok(resolved) => resolved,
-            Err(stop) => return vec![Check::from_stop("models", &stop)],
+            // The check of models before these has said so.
+            Err(_) => return Vec::new(),
         };
         let mut checks: Vec<Check> = Vec::new();
         for model in &resolved.served {
@@ -274,7 +275,10 @@ fn is_unchecked(context: &Context<Dreamer>) -> bool {
 
 fn has_checker(context: &Context<Dreamer>) -> Result<Option<CheckerFiles>, Stop> {
     if is_unchecked(context) {
-        tracing::warn!("pictures are NOT checked for their content: `dreamer.unchecked_on_loopback` is on");
+        static WARNING: std::sync::Once = std::sync::Once::new();
+        WARNING.call_once(|| {
+            tracing::warn!("pictures are NOT checked for their content: `dreamer.unchecked_on_loopback` is on");
+        });
         return Ok(None);
     }
     checker::find(&context.models_dir).map(Some)

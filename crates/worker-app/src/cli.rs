@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::LogFormat;
@@ -156,6 +157,16 @@ pub fn parse<P: Program>(args: &[String]) -> Result<Result<Cli<P::Command>, Stri
     match parsed {
         Ok(cli) => Ok(Ok(cli)),
         Err(error) if !error.use_stderr() => Ok(Err(error.render().to_string())),
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let help = error.render().to_string();
+            let usage = help.lines().find_map(|line| line.trim().strip_prefix("Usage: "));
+            let verb = usage
+                .and_then(|usage| usage.split(['[', '<']).next())
+                .unwrap_or(P::NAME)
+                .trim();
+            Err(Stop::new(Code::Usage, format!("`{verb}` needs a verb of its own"))
+                .hint(format!("`{verb} --help` lists them")))
+        }
         Err(error) => {
             let text = error.render().to_string();
             let text = text.trim_start_matches("error: ").trim_end();
