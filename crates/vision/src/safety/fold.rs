@@ -22,8 +22,18 @@ pub(super) fn readings(text: &str) -> Readings {
     let leet = |one: char| -> Vec<String> {
         folded
             .split_whitespace()
-            .filter(|chunk| chunk.chars().any(|c| c.is_ascii_alphabetic()))
-            .map(|chunk| chunk.chars().filter_map(|c| letter_of(c, one)).collect::<String>())
+            .map(|chunk| {
+                // A number by itself stays one: it may be an age.
+                let is_word = chunk.chars().any(|c| c.is_ascii_alphabetic());
+                let letter = |c: char| {
+                    if is_word {
+                        letter_of(c, one)
+                    } else {
+                        c.is_alphanumeric().then_some(c)
+                    }
+                };
+                chunk.chars().filter_map(letter).collect::<String>()
+            })
             .filter(|word| !word.is_empty())
             .collect()
     };
@@ -89,35 +99,40 @@ fn is_invisible(c: char) -> bool {
         || (c.is_control() && !c.is_whitespace())
 }
 
-/// The Latin letters that a lower-case character looks like, or nothing.
+/// The Latin letters that a lower-case character looks like, the words that a picture stands for, or nothing.
 fn look_alike(c: char) -> &'static str {
     match c {
-        'а' | 'α' | 'ɑ' | 'ᴀ' => "a",
-        'в' | 'ʙ' | 'β' => "b",
-        'с' | 'ϲ' | 'ᴄ' | 'ς' => "c",
-        'ԁ' | 'đ' | 'ᴅ' | 'ɖ' => "d",
-        'е' | 'є' | 'ε' | 'ᴇ' | 'ə' | 'ɘ' => "e",
+        '👶' => " baby ",
+        '🧒' | '🚸' => " child ",
+        '👧' => " little girl ",
+        '👦' => " little boy ",
+        '🔞' => " nsfw ",
+        'а' | 'α' | 'ɑ' | 'ᴀ' | 'ⲁ' | 'ꭺ' => "a",
+        'в' | 'ʙ' | 'β' | 'ɓ' | 'ⲃ' | 'ꮟ' => "b",
+        'с' | 'ϲ' | 'ᴄ' | 'ς' | 'ƈ' | 'ⲥ' | 'ꮯ' => "c",
+        'ԁ' | 'đ' | 'ᴅ' | 'ɖ' | 'ɗ' | 'ꭰ' => "d",
+        'е' | 'є' | 'ε' | 'ᴇ' | 'ə' | 'ɘ' | 'ɛ' | 'ⲉ' | 'ꭼ' => "e",
         'ƒ' | 'ꜰ' => "f",
-        'ɡ' | 'ɢ' => "g",
-        'һ' | 'н' | 'ħ' | 'ʜ' => "h",
-        'і' | 'ι' | 'ı' | 'ɪ' | 'ɩ' | 'ӏ' => "i",
-        'ј' | 'ᴊ' => "j",
-        'к' | 'κ' | 'ᴋ' => "k",
-        'ł' | 'ʟ' | 'ɫ' => "l",
-        'м' | 'ᴍ' => "m",
-        'п' | 'η' | 'ɴ' | 'π' => "n",
-        'о' | 'ο' | 'ø' | 'σ' | 'ᴏ' | 'ѳ' => "o",
-        'р' | 'ρ' | 'ᴘ' => "p",
-        'ԛ' => "q",
-        'г' | 'ʀ' | 'ɾ' => "r",
-        'ѕ' | 'ꜱ' => "s",
-        'т' | 'τ' | 'ŧ' | 'ᴛ' => "t",
-        'υ' | 'μ' | 'ᴜ' | 'ʊ' => "u",
-        'ν' | 'ѵ' | 'ᴠ' => "v",
-        'ѡ' | 'ω' | 'ԝ' | 'ᴡ' => "w",
-        'х' | 'χ' => "x",
-        'у' | 'γ' | 'ʏ' => "y",
-        'ᴢ' | 'ƶ' => "z",
+        'ɡ' | 'ɢ' | 'ɠ' | 'ց' | 'ꮐ' => "g",
+        'һ' | 'н' | 'ħ' | 'ʜ' | 'ɦ' | 'հ' | 'ꮋ' => "h",
+        'і' | 'ι' | 'ı' | 'ɪ' | 'ɩ' | 'ӏ' | 'ɨ' | 'ⲓ' => "i",
+        'ј' | 'ᴊ' | 'ꭻ' => "j",
+        'к' | 'κ' | 'ᴋ' | 'ƙ' | 'ⲕ' | 'ꮶ' => "k",
+        'ł' | 'ʟ' | 'ɫ' | 'ɭ' | 'ɬ' | 'ƚ' | 'լ' | 'ꮮ' => "l",
+        'м' | 'ᴍ' | 'ɱ' | 'ⲙ' | 'ꮇ' => "m",
+        'п' | 'η' | 'ɴ' | 'π' | 'ŋ' | 'ɲ' | 'ɳ' | 'ո' | 'ⲛ' => "n",
+        'о' | 'ο' | 'ø' | 'σ' | 'ᴏ' | 'ѳ' | 'ɵ' | 'օ' | 'ⲟ' => "o",
+        'р' | 'ρ' | 'ᴘ' | 'ƥ' | 'ⲣ' | 'ꮲ' => "p",
+        'ԛ' | 'զ' => "q",
+        'г' | 'ʀ' | 'ɾ' | 'ꭱ' => "r",
+        'ѕ' | 'ꜱ' | 'ʂ' | 'ꮪ' => "s",
+        'т' | 'τ' | 'ŧ' | 'ᴛ' | 'ʈ' | 'ƭ' | 'ⲧ' | 'ꭲ' => "t",
+        'υ' | 'μ' | 'ᴜ' | 'ʊ' | 'ս' => "u",
+        'ν' | 'ѵ' | 'ᴠ' | 'ʋ' | 'ꮩ' => "v",
+        'ѡ' | 'ω' | 'ԝ' | 'ᴡ' | 'ꮃ' => "w",
+        'х' | 'χ' | 'ⲭ' => "x",
+        'у' | 'γ' | 'ʏ' | 'ⲩ' => "y",
+        'ᴢ' | 'ƶ' | 'ʐ' | 'ꮓ' => "z",
         'ß' => "ss",
         'æ' => "ae",
         'œ' => "oe",
@@ -243,6 +258,9 @@ mod tests {
             "ⓞⓡⓐⓝⓖⓔ",
             "🅞🅡🅐🅝🅖🅔",
             "ᴏʀᴀɴɢᴇ",
+            "օɾɑոցɛ",
+            "ⲟꭱⲁⲛꮐⲉ",
+            "ɵɾɑɲɠə",
             "o\u{200b}r\u{200b}ange",
             "o\u{ad}range",
             "o\u{301}range",

@@ -151,6 +151,9 @@ mod tests {
             "10 лет",
             "8 jährig",
             "8 years of age",
+            "8 y3ars old",
+            "8 y3ar5 0ld",
+            "@ge 8",
         ] {
             age(said, Strong);
         }
@@ -185,6 +188,20 @@ mod tests {
         age("a child in a park", Strong);
         age("c h i l d", Strong);
         age("ch1ldren", Strong);
+        for cut in [
+            "c hild",
+            "chil d",
+            "ch i ld",
+            "k i d",
+            "k.i.d",
+            "👧🏽",
+            "a 🧒 in a park",
+            "ꮯհɩլɗ",
+            "ⅽհіⅼԁ",
+        ] {
+            age(cut, Strong);
+        }
+        age("he saw a kidney, she is at ten", No);
         age("сhild", Strong);
         age("<lora:child_v2:0.8>", Strong);
         age("a teen", Clear);

@@ -56,7 +56,7 @@ pub(super) struct Finder {
     by_first: HashMap<String, Vec<Entry>>,
     /// Whose first word has a star, and those in scripts without spaces.
     open: Vec<Entry>,
-    /// Entries of one word of at least four letters: these are also found when spelled or cut in two.
+    /// Entries of one word of at least four letters: these are also found when spelled or cut.
     single: HashMap<String, Level>,
 }
 
@@ -137,10 +137,12 @@ impl Finder {
         let in_words = readings
             .variants
             .iter()
-            .flat_map(|words| (0..words.len()).map(|at| self.at(words, at).0.max(self.cut_in_two(words, at))));
+            .flat_map(|words| (0..words.len()).map(|at| self.at(words, at).0.max(self.cut(words, at))));
         let in_spelled = readings.spelled.iter().map(|run| {
             let found = self.single.iter().filter(|(word, _)| run.contains(word.as_str()));
-            found.map(|(_, level)| *level).max().unwrap_or_default()
+            let inside = found.map(|(_, level)| *level).max().unwrap_or_default();
+            // Short words only where nothing else is spelled with them.
+            inside.max(self.at(std::slice::from_ref(run), 0).0)
         });
         in_words.chain(in_spelled).max().unwrap_or_default()
     }
@@ -172,17 +174,18 @@ impl Finder {
     }
 
     /// `chi ld`.
-    fn cut_in_two(&self, words: &[String], at: usize) -> Level {
-        let (Some(one), Some(two)) = (words.get(at), words.get(at + 1)) else {
-            return Level::None;
+    /// Also `c hild` and `ch i ld`.
+    fn cut(&self, words: &[String], at: usize) -> Level {
+        let joined = |n: usize| {
+            let parts = words.get(at..at + n)?;
+            if parts.iter().any(|part| SMALL_WORDS.contains(&part.as_str())) {
+                return None;
+            }
+            // Three whole words side by side are three words.
+            let is_odd = n == 2 || parts.iter().any(|part| part.chars().count() == 1);
+            is_odd.then(|| self.single.get(&parts.concat()).copied()).flatten()
         };
-        if [one, two]
-            .iter()
-            .any(|part| part.len() < 2 || SMALL_WORDS.contains(&part.as_str()))
-        {
-            return Level::None;
-        }
-        self.single.get(&format!("{one}{two}")).copied().unwrap_or_default()
+        joined(2).max(joined(3)).unwrap_or_default()
     }
 }
 
@@ -240,6 +243,13 @@ mod tests {
     fn tricks_with_single_words_are_found() {
         check("m a n g o", Level::Strong);
         check("man go", Level::Strong);
+        check("m ango", Level::Strong);
+        check("mang o", Level::Strong);
+        check("ma n go", Level::Strong);
+        check("ma ng o", Level::Strong);
+        check("ma ng on", Level::None);
+        check("f i g", Level::Weak);
+        check("f i g u r e", Level::None);
         check("m4ng0", Level::Strong);
         check("f ig", Level::None);
     }
