@@ -43,6 +43,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("local-horde", &["horde-client"]),
+    ("test-support", &[]),
     ("dreamer", &["image-worker", "worker-app"]),
     ("scribe", &["text-worker", "worker-app"]),
     ("alchemist", &["alchemy-worker", "worker-app"]),

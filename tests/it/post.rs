@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use e2e::demo::dreamer::{Ask, answered, body, stage_with};
 use imaging::Picture;
+use safetensors::{Dtype, tensor::TensorView};
 use serde_json::{Value, json};
 
 /// Loading and drawing on two busy cores, with room.
@@ -28,19 +29,19 @@ impl Network {
     }
 
     fn write(&self, path: &Path) {
-        let mut tensors = serde_json::Map::new();
-        let mut data: Vec<u8> = Vec::new();
-        for (name, shape, numbers) in &self.0 {
-            let start = data.len();
-            data.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
-            let place = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] });
-            tensors.insert(name.clone(), place);
-        }
-        let mut head = Value::Object(tensors).to_string().into_bytes();
-        head.resize(head.len().next_multiple_of(8), b' ');
-        let file = [&(head.len() as u64).to_le_bytes()[..], &head, &data].concat();
+        let bytes = |numbers: &[f32]| {
+            numbers
+                .iter()
+                .flat_map(|number| number.to_le_bytes())
+                .collect::<Vec<u8>>()
+        };
+        let data: Vec<Vec<u8>> = self.0.iter().map(|(_, _, numbers)| bytes(numbers)).collect();
+        let views = self.0.iter().zip(&data).map(|((name, shape, _), bytes)| {
+            let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+            (name, view.expect("as many numbers as the shape says"))
+        });
         std::fs::create_dir_all(path.parent().expect("a folder")).expect("it can be made");
-        std::fs::write(path, file).expect("it can be written");
+        safetensors::serialize_to_file(views, None, path).expect("it can be written");
     }
 }
 

@@ -3,14 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
-use std::{
-    alloc::{GlobalAlloc, Layout, System},
-    path::PathBuf,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::path::PathBuf;
 
 use candle_core::Device;
 use diffusion::{
@@ -22,56 +15,10 @@ use diffusion::{
     sample::Sampler,
 };
 use imaging::Picture;
-
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn grown(bytes: usize) {
-    let now = NOW.fetch_add(bytes, Ordering::Relaxed) + bytes;
-    MOST.fetch_max(now, Ordering::Relaxed);
-}
-
-// SAFETY: every call is handed on unchanged to the system's allocator; only sizes are counted beside.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: the caller's promise about `layout` is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(place, layout) }
-    }
-
-    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
-        grown(size);
-        // SAFETY: as above.
-        unsafe { System.realloc(place, layout, size) }
-    }
-}
+use test_support::{Counting, alone, held, most_during};
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
-
-/// The most bytes held during `work`, above what was held before.
-fn most_during<T>(work: impl FnOnce() -> T) -> (usize, T) {
-    let before = NOW.load(Ordering::Relaxed);
-    MOST.store(before, Ordering::Relaxed);
-    let value = work();
-    (MOST.load(Ordering::Relaxed) - before, value)
-}
 
 fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -113,7 +60,7 @@ const FACTORS: std::ops::RangeInclusive<f64> = 0.75..=2.0;
 
 #[test]
 fn the_plan_tells_what_is_taken_within_its_factor() {
-    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    let _alone = alone();
     // What is read once and kept, such as the vocabulary, is no part of any request.
     load("sd15").generate(&request(64, 64, 1), &mut ()).unwrap();
     let mut wrong = Vec::new();
@@ -155,19 +102,19 @@ fn the_plan_tells_what_is_taken_within_its_factor() {
 
 #[test]
 fn a_lora_is_applied_without_a_second_copy_of_the_model() {
-    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    let _alone = alone();
     let pipeline = load("sd15");
     let lora = || Lora::open(&path("models/lora/sd15_lora_r4.safetensors"), 0.6, 0.6).unwrap();
     // Matrix products keep a small workspace per thread from their first use on.
     adapter::take_off(pipeline.model(), adapter::apply(pipeline.model(), &[lora()]).unwrap()).unwrap();
-    let before = NOW.load(Ordering::Relaxed);
+    let before = held();
     let (most, applied) = most_during(|| adapter::apply(pipeline.model(), &[lora()]).unwrap());
-    let kept = NOW.load(Ordering::Relaxed) - before;
+    let kept = held() - before;
     let plan = plan(&files("sd15"), &[], &request(64, 64, 1), &Device::Cpu, WHOLE_PIXELS).unwrap();
     let weights = plan.weights_bytes as usize;
     assert!(kept < weights / 20, "{kept} bytes kept beside {weights} of weights");
     assert!(most < weights / 5, "{most} bytes at most beside {weights} of weights");
     adapter::take_off(pipeline.model(), applied).unwrap();
-    let after = NOW.load(Ordering::Relaxed);
+    let after = held();
     assert!(after <= before + 4096, "{} bytes are left", after - before);
 }

@@ -6,54 +6,13 @@
 #[path = "it/made_up.rs"]
 mod made_up;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::Device;
 use imaging::Picture;
+use test_support::{Counting, alone, most_during};
 use vision::upscale::{Tiling, Upscaler};
 use vision::{VisionError, Weights};
-
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-fn grown(bytes: usize) {
-    let now = NOW.fetch_add(bytes, Ordering::Relaxed) + bytes;
-    MOST.fetch_max(now, Ordering::Relaxed);
-}
-
-// SAFETY: every call is handed on unchanged to the system's allocator; only sizes are counted beside.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: the caller's promise about `layout` is passed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        grown(layout.size());
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, place: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(place, layout) }
-    }
-
-    unsafe fn realloc(&self, place: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        NOW.fetch_sub(layout.size(), Ordering::Relaxed);
-        grown(size);
-        // SAFETY: as above.
-        unsafe { System.realloc(place, layout, size) }
-    }
-}
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -95,15 +54,13 @@ fn promised_and_taken(net: &Upscaler, source: &Picture, tiling: Tiling) -> (usiz
         .plan(width, height, source.has_alpha(), tiling)
         .unwrap()
         .peak_bytes();
-    let before = NOW.load(Ordering::Relaxed);
-    MOST.store(before, Ordering::Relaxed);
-    drop(net.upscale(source, tiling, &mut |_, _| true).unwrap());
-    (promised, MOST.load(Ordering::Relaxed) - before)
+    let (taken, _) = most_during(|| drop(net.upscale(source, tiling, &mut |_, _| true).unwrap()));
+    (promised, taken)
 }
 
 #[test]
 fn no_family_takes_more_than_its_plan_promises() {
-    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    let _alone = alone();
     let mut wrong = Vec::new();
     for (name, family) in FAMILIES {
         let net = upscaler(name);
@@ -128,7 +85,7 @@ fn no_family_takes_more_than_its_plan_promises() {
 
 #[test]
 fn a_tight_bound_makes_tiles_smaller_and_less_is_taken() {
-    let _alone = ONE_AT_A_TIME.lock().unwrap();
+    let _alone = alone();
     for (name, family) in FAMILIES {
         let net = upscaler(name);
         let with = |max_bytes| {

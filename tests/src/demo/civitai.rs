@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use hex::ToHex;
-use serde_json::{Value, json};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -20,50 +21,17 @@ pub const INVERSION: &str = "77";
 /// Longest head of a request that is read, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;
 
-/// The tiny model taken apart.
-struct Tiny {
-    header: Value,
-    data: Vec<u8>,
-}
-
-impl Tiny {
-    fn open() -> anyhow::Result<Self> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors");
-        let file = std::fs::read(&path).with_context(|| format!("`{}` cannot be read", path.display()))?;
-        let (length, rest) = file.split_first_chunk::<8>().context("the tiny model is cut short")?;
-        let length = usize::try_from(u64::from_le_bytes(*length))?;
-        let (header, data) = rest.split_at_checked(length).context("the tiny model is cut short")?;
-        Ok(Self {
-            header: serde_json::from_slice(header)?,
-            data: data.to_vec(),
-        })
-    }
-
-    /// Rows, columns and the f16 numbers of a matrix.
-    fn matrix(&self, tensor: &Value) -> anyhow::Result<([usize; 2], &[u8])> {
-        ensure!(tensor["dtype"] == "F16", "the tiny model is not of f16");
-        let shape: [usize; 2] = serde_json::from_value(tensor["shape"].clone())?;
-        let [from, to]: [usize; 2] = serde_json::from_value(tensor["data_offsets"].clone())?;
-        let bytes = self.data.get(from..to).context("the tiny model is cut short")?;
-        Ok((shape, bytes))
-    }
-
-    fn tensors(&self) -> impl Iterator<Item = (&String, &Value)> {
-        self.header.as_object().into_iter().flatten()
-    }
+/// Rows and columns of a matrix of f16 numbers.
+fn matrix(tensor: &TensorView<'_>) -> anyhow::Result<[usize; 2]> {
+    ensure!(tensor.dtype() == Dtype::F16, "the tiny model is not of f16");
+    let shape = tensor.shape().try_into();
+    shape.with_context(|| format!("a matrix of shape {:?}", tensor.shape()))
 }
 
 /// A LoRA that takes away all that the tiny model's picture gets from its prompt: minus the values of every cross
 /// attention, written as a product with the identity. All numbers are f16, as in the checkpoint.
-fn forgetful(tiny: &Tiny) -> anyhow::Result<Vec<u8>> {
-    let mut tensors = serde_json::Map::new();
-    let mut data: Vec<u8> = Vec::new();
-    let mut add = |name: String, shape: [usize; 2], bytes: Vec<u8>| {
-        let start = data.len();
-        data.extend(bytes);
-        let place = json!({ "dtype": "F16", "shape": shape, "data_offsets": [start, data.len()] });
-        tensors.insert(name, place);
-    };
+fn forgetful(tiny: &SafeTensors<'_>) -> anyhow::Result<Vec<u8>> {
+    let mut factors: Vec<(String, [usize; 2], Vec<u8>)> = Vec::new();
     for (key, tensor) in tiny.tensors() {
         let Some(module) = key
             .strip_prefix("model.diffusion_model.")
@@ -71,46 +39,43 @@ fn forgetful(tiny: &Tiny) -> anyhow::Result<Vec<u8>> {
         else {
             continue;
         };
-        let ([outputs, inputs], values) = tiny.matrix(tensor)?;
-        let negated = values
-            .as_chunks::<2>()
-            .0
-            .iter()
-            .flat_map(|[low, high]| [*low, high ^ 0x80]);
+        let [outputs, inputs] = matrix(&tensor)?;
+        let numbers = tensor.data().as_chunks::<2>().0;
+        let negated = numbers.iter().flat_map(|[low, high]| [*low, high ^ 0x80]);
         let identity = (0..inputs * inputs).flat_map(|i| if i % (inputs + 1) == 0 { [0, 0x3c] } else { [0, 0] });
         let name = format!("lora_unet_{}_attn2_to_v", module.replace('.', "_"));
-        add(format!("{name}.lora_up.weight"), [outputs, inputs], negated.collect());
-        add(format!("{name}.lora_down.weight"), [inputs, inputs], identity.collect());
+        factors.push((format!("{name}.lora_up.weight"), [outputs, inputs], negated.collect()));
+        factors.push((format!("{name}.lora_down.weight"), [inputs, inputs], identity.collect()));
     }
-    ensure!(tensors.len() > 8, "the tiny model has no cross attentions");
-    Ok(packed(Value::Object(tensors), &data))
+    ensure!(factors.len() > 8, "the tiny model has no cross attentions");
+    let views = factors.iter().map(|(name, shape, bytes)| {
+        let view = TensorView::new(Dtype::F16, shape.to_vec(), bytes)?;
+        Ok((name, view))
+    });
+    let views: Vec<_> = views.collect::<anyhow::Result<_>>()?;
+    Ok(safetensors::serialize(views, None)?)
 }
 
 /// An inversion that means what the word `red` means: its place in the tiny model's table, a row of f16.
-fn red(tiny: &Tiny) -> anyhow::Result<Vec<u8>> {
+fn red(tiny: &SafeTensors<'_>) -> anyhow::Result<Vec<u8>> {
     const RED: usize = 736;
-    let mut tensors = tiny.tensors();
+    let tensors = tiny.tensors();
     let (_, table) = tensors
+        .iter()
         .find(|(key, _)| key.ends_with("token_embedding.weight"))
         .context("the tiny model has no table of tokens")?;
-    let ([_, width], rows) = tiny.matrix(table)?;
-    let row = rows
-        .chunks_exact(2 * width)
-        .nth(RED)
-        .context("the table is too short")?;
-    let place = json!({ "emb_params": { "dtype": "F16", "shape": [1, width], "data_offsets": [0, 2 * width] } });
-    Ok(packed(place, row))
-}
-
-fn packed(header: Value, data: &[u8]) -> Vec<u8> {
-    let mut head = header.to_string().into_bytes();
-    head.resize(head.len().next_multiple_of(8), b' ');
-    [&(head.len() as u64).to_le_bytes()[..], &head, data].concat()
+    let [_, width] = matrix(table)?;
+    let mut rows = table.data().chunks_exact(2 * width);
+    let row = rows.nth(RED).context("the table is too short")?;
+    let row = TensorView::new(Dtype::F16, vec![1, width], row)?;
+    Ok(safetensors::serialize([("emb_params", row)], None)?)
 }
 
 /// Serves the LoRA's record and file, and the inversion's, for as long as the program runs; gives the address of the API.
 pub async fn serve() -> anyhow::Result<String> {
-    let tiny = Tiny::open()?;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors");
+    let file = std::fs::read(&path).with_context(|| format!("`{}` cannot be read", path.display()))?;
+    let tiny = SafeTensors::deserialize(&file)?;
     let (file, inversion) = (forgetful(&tiny)?, red(&tiny)?);
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let host = listener.local_addr()?.to_string();
