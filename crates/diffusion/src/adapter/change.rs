@@ -151,21 +151,23 @@ impl Change {
         };
         let magnitudes = read(file, magnitudes)?.to_device(weight.device())?;
         let whole = (weight + (difference * self.scale)?)?;
-        let turned = turn(&whole, &magnitudes)?;
+        let turned = turn(&whole, weight, &magnitudes)?;
         // At other strengths, the way to the decomposed weight is gone in part.
         Ok((weight + ((turned - weight)? * strength)?)?)
     }
 }
 
-/// `whole` with the length of each of its rows (or of each input's weights, by the shape of `magnitudes`) replaced.
-fn turn(whole: &Tensor, magnitudes: &Tensor) -> Result<Tensor> {
-    let flat = whole.flatten_from(1)?; // (o, i·k)
+/// `whole` with the length of each of its rows (or of each input's weights, by the shape of `magnitudes`) replaced. Rows are
+/// divided by their length in the plain `weight`, inputs by theirs in `whole`: so ComfyUI does it, and pictures are to be
+/// the same here and there.
+fn turn(whole: &Tensor, weight: &Tensor, magnitudes: &Tensor) -> Result<Tensor> {
     let (outputs, inputs) = (whole.dim(0)?, whole.dim(1)?);
     let by_output = magnitudes.dim(0)? == outputs && magnitudes.elem_count() == outputs;
     let lengths = if by_output {
-        flat.sqr()?.sum(1)?.sqrt()? // (o)
+        weight.flatten_from(1)?.sqr()?.sum(1)?.sqrt()? // (o)
     } else {
-        let each = whole.reshape((outputs, inputs, flat.dim(1)? / inputs.max(1)))?;
+        let kernel = whole.elem_count() / (outputs * inputs).max(1);
+        let each = whole.reshape((outputs, inputs, kernel))?;
         each.sqr()?.sum(2)?.sum(0)?.sqrt()? // (i)
     };
     if magnitudes.elem_count() != lengths.elem_count() {

@@ -26,7 +26,9 @@ impl Layers {
             let Some(theirs) = diffusers.to_diffusers(module) else {
                 continue;
             };
-            by_name.insert(format!("lora_unet_{}", theirs.replace('.', "_")), ours.clone());
+            let flat = theirs.replace('.', "_");
+            by_name.insert(format!("lora_unet_{flat}"), ours.clone());
+            by_name.insert(format!("lycoris_{flat}"), ours.clone());
             by_name.insert(format!("unet.{theirs}"), ours.clone());
             if let Some((block, projection)) = theirs.rsplit_once(".to_") {
                 let projection = projection.strip_suffix(".0").unwrap_or(projection);
@@ -40,12 +42,16 @@ impl Layers {
         for (encoder, forms) in [
             ("clip_l.", &["lora_te_", "lora_te1_", "text_encoder."][..]),
             ("clip_g.", &["lora_te2_", "text_encoder_2."]),
-            ("clip_h.", &["lora_te_", "text_encoder."]),
+            ("clip_h.", &["lora_te_", "lora_te1_", "text_encoder."]),
         ] {
             for name in model.weights().names_under(encoder) {
                 let Some(module) = name.strip_suffix(".weight") else {
                     continue;
                 };
+                by_name.insert(
+                    format!("text_encoders.{encoder}transformer.{module}"),
+                    format!("{encoder}{module}"),
+                );
                 for form in forms {
                     let theirs = if form.ends_with('_') {
                         module.replace('.', "_")
@@ -64,7 +70,9 @@ impl Layers {
 
     /// Our name of the layer that a file calls `prefix`.
     pub fn find(&self, prefix: &str) -> Option<&str> {
-        self.by_name.get(plain(prefix).as_ref()).map(String::as_str)
+        let found = self.by_name.get(prefix);
+        let found = found.or_else(|| self.by_name.get(plain(prefix).as_ref()));
+        found.map(String::as_str)
     }
 
     /// The first name of a second text encoder's layer in the file, where the model has only one.

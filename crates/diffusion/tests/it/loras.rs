@@ -132,6 +132,49 @@ fn zeros(shape: impl Into<candle_core::Shape>) -> Tensor {
 const LAYER: &str = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q";
 
 #[test]
+fn a_layer_is_known_by_the_names_of_every_maker() {
+    let pipeline = pipeline("sd15");
+    let to_q = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q";
+    let q_proj = "text_model.encoder.layers.0.self_attn.q_proj";
+    for (layer, width) in [
+        (LAYER.to_owned(), 32),
+        (format!("lycoris_{}", to_q.replace('.', "_")), 32),
+        (format!("lycoris_unet_{}", to_q.replace('.', "_")), 32),
+        (format!("unet.{to_q}"), 32),
+        (
+            "lora_unet_input_blocks_1_1_transformer_blocks_0_attn1_to_q".to_owned(),
+            32,
+        ),
+        (
+            "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q".to_owned(),
+            32,
+        ),
+        (format!("lora_te_{}", q_proj.replace('.', "_")), 16),
+        (format!("lora_te1_{}", q_proj.replace('.', "_")), 16),
+        (format!("text_encoder.{q_proj}"), 16),
+        (format!("text_encoders.clip_l.transformer.{q_proj}"), 16),
+    ] {
+        let (_dir, lora) = written(&[
+            (&format!("{layer}.lora_up.weight"), zeros((width, 2))),
+            (&format!("{layer}.lora_down.weight"), zeros((2, width))),
+        ]);
+        let before = all_weights(&pipeline);
+        let applied = adapter::apply(pipeline.model(), &[lora]).unwrap();
+        assert_eq!(applied.unknown_layers(), 0, "{layer}");
+        let changed: Vec<String> = all_weights(&pipeline)
+            .into_iter()
+            .filter_map(|(name, bits)| (before[&name] != bits).then_some(name))
+            .collect();
+        let expected = match width {
+            32 => "unet.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight".to_owned(),
+            _ => format!("clip_l.{q_proj}.weight"),
+        };
+        assert_eq!(changed, [expected], "{layer}");
+        adapter::take_off(pipeline.model(), applied).unwrap();
+    }
+}
+
+#[test]
 fn a_lora_of_another_family_is_refused_as_such_and_leaves_the_others_on() {
     let pipeline = pipeline("sd15");
     let model = pipeline.model();

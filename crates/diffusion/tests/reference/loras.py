@@ -45,8 +45,10 @@ def keep(kind, ours, difference, what="weight", magnitude=None):
     difference = difference.reshape(w.shape)
     if magnitude is not None:
         v = w + difference
+        # ComfyUI divides by the lengths of the changed weight's inputs, but by those of the plain weight's outputs.
+        measured = w if magnitude.shape[0] == w.shape[0] else v
         axes = tuple(i for i in range(v.ndim) if magnitude.shape[i] == 1)
-        difference = magnitude * v / np.sqrt((v**2).sum(axis=axes, keepdims=True)) - w
+        difference = magnitude * v / np.sqrt((measured**2).sum(axis=axes, keepdims=True)) - w
     expected[f"{kind}/{ours}.{what}"] = (w + strength(ours) * difference).astype(np.float32)
 
 
