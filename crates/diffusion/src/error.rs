@@ -22,6 +22,12 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A PyTorch checkpoint, whose reading can run whatever its maker wrote into it.
+    #[error("`{}` is a pickle, which may run a stranger's code when it is read\nhint: use the model's safetensors file, or convert it", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+    },
     /// The weights lack a tensor, or hold it in another shape.
     #[error("the model does not fit: {0}")]
     Weights(String),

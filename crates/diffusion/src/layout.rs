@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use crate::{safetensors_file::SafetensorsFile, weights::Part};
+use crate::weights::Part;
 
 /// What of a file's tensor is ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,15 +44,14 @@ impl Cut {
     }
 }
 
-/// For each tensor of a file that we know: our name, its name, and what of it is ours.
-pub fn names(file: &SafetensorsFile, part: Part) -> Vec<(String, String, Cut)> {
-    let theirs: Vec<&str> = file.names().collect();
+/// For each tensor that we know of the files of one part: our name, its name, and what of it is ours.
+pub fn names(theirs: &[&str], part: Part) -> Vec<(String, String, Cut)> {
+    let names = theirs.iter().copied();
     match part {
-        Part::Whole => theirs.into_iter().flat_map(|name| whole(name, name)).collect(),
+        Part::Whole => names.flat_map(|name| whole(name, name)).collect(),
         Part::UNet => {
-            let diffusers = UNetNames::new(theirs.iter().copied());
-            theirs
-                .into_iter()
+            let diffusers = UNetNames::new(names.clone());
+            names
                 .filter_map(|name| {
                     let ours = match name.strip_prefix("model.diffusion_model.") {
                         Some(rest) => rest.to_owned(),
@@ -64,22 +63,23 @@ pub fn names(file: &SafetensorsFile, part: Part) -> Vec<(String, String, Cut)> {
                 .collect()
         }
         Part::Vae => {
-            let levels = count(theirs.iter().copied(), "decoder.up_blocks.");
-            theirs
-                .into_iter()
+            let levels = count(names.clone(), "decoder.up_blocks.");
+            names
                 .map(|name| {
                     let rest = name.strip_prefix("first_stage_model.").unwrap_or(name);
                     (format!("vae.{}", vae_to_ldm(rest, levels)), name.to_owned(), Cut::Whole)
                 })
                 .collect()
         }
-        Part::Text(encoder) => theirs.into_iter().flat_map(|name| text(encoder, name, name)).collect(),
+        Part::Text(encoder) => names.flat_map(|name| text(encoder, name, name)).collect(),
     }
 }
 
 fn whole(full: &str, name: &str) -> Vec<(String, String, Cut)> {
-    const TEXT: [(&str, &str); 4] = [
+    const TEXT: [(&str, &str); 5] = [
         ("conditioner.embedders.0.transformer.", "clip_l"),
+        // Alone, as in Stability's own files of SD 2 for their newer code.
+        ("conditioner.embedders.0.model.", "clip_h"),
         ("conditioner.embedders.1.model.", "clip_g"),
         ("cond_stage_model.transformer.", "clip_l"),
         ("cond_stage_model.model.", "clip_h"),

@@ -86,6 +86,9 @@ impl SafetensorsFile {
         let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
         let header_bytes = map[..8].try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
         if header_bytes > header::MAX_BYTES || header_bytes > length - 8 {
+            if is_pickle(&map) {
+                return Err(Error::Pickle { path: path.to_owned() });
+            }
             return Err(damaged(format!(
                 "a header of {header_bytes} bytes in a file of {length}"
             )));
@@ -218,6 +221,11 @@ impl SafetensorsFile {
         #[cfg(not(unix))]
         let _ = entry;
     }
+}
+
+/// A zip archive as `torch.save` writes it, or the pickle that older versions wrote.
+fn is_pickle(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"PK\x03\x04") || matches!(bytes, [0x80, 2..=5, ..])
 }
 
 fn widen(byte: u8, format: Format) -> f32 {

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, RwLock},
 };
 
@@ -26,6 +26,9 @@ pub enum Part {
     Text(&'static str),
 }
 
+/// What follows a module's name where its eight-bit weight is stored as a multiple of one number.
+pub(crate) const SCALE: &str = ".scale_weight";
+
 /// All tensors of a model, still in their files.
 #[derive(Default)]
 pub struct Weights {
@@ -42,17 +45,23 @@ struct Place {
 impl Weights {
     /// Adds a file; what it holds replaces what earlier files held under the same names.
     pub fn add(&mut self, path: &Path, part: Part) -> Result<()> {
-        let file = SafetensorsFile::open(path)?;
-        let index = self.files.len();
-        for (ours, theirs, cut) in layout::names(&file, part) {
-            let place = Place {
-                file: index,
-                name: theirs,
-                cut,
-            };
-            self.places.insert(ours, place);
+        self.add_shards(&[path.to_owned()], part)
+    }
+
+    /// As [`Self::add`] for a part that is cut into several files.
+    pub fn add_shards(&mut self, paths: &[PathBuf], part: Part) -> Result<()> {
+        let first = self.files.len();
+        let mut holders = HashMap::new();
+        for path in paths {
+            let file = SafetensorsFile::open(path)?;
+            holders.extend(file.names().map(|name| (name.to_owned(), self.files.len())));
+            self.files.push(file);
         }
-        self.files.push(file);
+        let theirs: Vec<&str> = holders.keys().map(String::as_str).collect();
+        for (ours, name, cut) in layout::names(&theirs, part) {
+            let file = holders.get(&name).copied().unwrap_or(first);
+            self.places.insert(ours, Place { file, name, cut });
+        }
         Ok(())
     }
 
@@ -104,11 +113,24 @@ impl Weights {
         place.is_none_or(|place| self.files[place.file].is_finite(&place.name))
     }
 
-    /// Reads a tensor.
+    /// Reads a tensor; an eight-bit weight that has a scale of its own beside it is multiplied by that.
     pub fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let place = self.places.get(name).ok_or_else(|| self.damaged(name, "is missing"))?;
-        let whole = self.files[place.file].tensor(&place.name, dtype, device)?;
-        Ok(place.cut.apply(&whole)?)
+        let file = &self.files[place.file];
+        let Some(scale) = self.scale_of(name) else {
+            return Ok(place.cut.apply(&file.tensor(&place.name, dtype, device)?)?);
+        };
+        let scale = self.files[scale.file].tensor(&scale.name, DType::F32, &Device::Cpu)?;
+        let scale = scale.flatten_all()?.to_vec1::<f32>()?;
+        let [scale] = scale[..] else {
+            return Err(self.damaged(name, &format!("has {} scales instead of one", scale.len())));
+        };
+        let whole = (file.tensor(&place.name, DType::F32, &Device::Cpu)? * f64::from(scale))?;
+        Ok(place.cut.apply(&whole)?.to_dtype(dtype)?.to_device(device)?)
+    }
+
+    fn scale_of(&self, name: &str) -> Option<&Place> {
+        self.places.get(&format!("{}{SCALE}", name.strip_suffix(".weight")?))
     }
 }
 

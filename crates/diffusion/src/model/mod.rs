@@ -1,6 +1,7 @@
 //! A model in use: its family told from its weights, its networks, its noise levels.
 
 mod files;
+mod folder;
 mod sound;
 
 use std::path::PathBuf;
@@ -172,6 +173,11 @@ impl Model {
             Family::Sd2 => clip_big.is_some(),
             Family::Sdxl => clip_l.is_some() && clip_big.is_some(),
         };
+        if !complete && family == Family::Sdxl && weights.has_prefix("clip_h.") {
+            return Err(Error::Weights(
+                "its U-Net takes a label and it has one text encoder: SDXL's refiner and unCLIP models make no pictures by themselves".into(),
+            ));
+        }
         if !complete {
             return Err(Error::Weights(format!("a text encoder of {family:?} is missing")));
         }
@@ -183,7 +189,15 @@ impl Model {
         let unet = UNet::new(&at("unet.", network), config)?;
         let vae = Vae::new(&at("vae.", DType::F32), vae_groups)?;
         sound::check_all_used(&weights, |name| params.get(name).is_some())?;
-        let levels = if overrides.zero_terminal_snr.unwrap_or(weights.has("ztsnr")) {
+        let (channels, z) = (unet.in_channels(), vae.latent_channels());
+        if channels != z && (channels != 2 * z + 1 || z != 4) {
+            return Err(Error::Weights(format!(
+                "its U-Net takes {channels} channels and its VAE gives {z}; models for text, and for inpainting with 9, are supported"
+            )));
+        }
+        // As ComfyUI reads these marks: without `v_pred` beside it, `ztsnr` says nothing.
+        let marked = weights.has("v_pred") && weights.has("ztsnr");
+        let levels = if overrides.zero_terminal_snr.unwrap_or(marked) {
             Levels::zero_terminal_snr()
         } else {
             Levels::stable_diffusion()
@@ -310,11 +324,15 @@ fn prediction(weights: &Weights, family: Family) -> Result<Prediction> {
     if weights.has("v_pred") {
         return Ok(Prediction::V);
     }
-    if family == Family::Sd2 && weights.has(TELLTALE) {
+    // SD 2's inpainting models of nine channels predict the noise, whatever that bias holds.
+    let is_plain = weights
+        .shape("unet.input_blocks.0.0.weight")
+        .is_some_and(|shape| shape.get(1) == Some(&4));
+    if family == Family::Sd2 && is_plain && weights.has(TELLTALE) {
         let bias = weights.tensor(TELLTALE, DType::F32, &Device::Cpu)?.to_vec1::<f32>()?;
-        let n = bias.len().max(2) as f32;
+        let n = bias.len().max(1) as f32;
         let mean = bias.iter().sum::<f32>() / n;
-        let variance = bias.iter().map(|b| (b - mean) * (b - mean)).sum::<f32>() / (n - 1.0);
+        let variance = bias.iter().map(|b| (b - mean) * (b - mean)).sum::<f32>() / n;
         if variance.sqrt() > 0.09 {
             return Ok(Prediction::V);
         }

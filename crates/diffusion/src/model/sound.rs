@@ -2,7 +2,10 @@
 //! headers alone, so that a damaged checkpoint is refused by the name of its tensor before a picture is begun.
 
 use super::Family;
-use crate::{Result, weights::Weights};
+use crate::{
+    Result,
+    weights::{SCALE, Weights},
+};
 
 /// Below these every tensor is part of a layer.
 const STRUCTURE: [&str; 9] = [
@@ -90,7 +93,9 @@ pub fn check(weights: &Weights, family: Family) -> Result<()> {
 /// Such a tensor, by its name and its file.
 pub fn check_all_used(weights: &Weights, is_used: impl Fn(&str) -> bool) -> Result<()> {
     let of_layers = |prefix: &'static str| weights.names_under(prefix).map(move |rest| format!("{prefix}{rest}"));
-    match STRUCTURE.into_iter().flat_map(of_layers).find(|name| !is_used(name)) {
+    let mut alone = STRUCTURE.into_iter().flat_map(of_layers).filter(|name| !is_used(name));
+    // Scales of eight-bit weights are read with these, and those of inputs only matter to cards that multiply in eight bits.
+    match alone.find(|name| !name.ends_with(SCALE) && !name.ends_with(".scale_input")) {
         None => Ok(()),
         Some(name) => Err(weights.damaged(&name, "stands alone: the layer or the block before it is missing")),
     }

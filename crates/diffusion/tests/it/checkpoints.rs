@@ -1,10 +1,14 @@
 //! Whole checkpoints in every number format, and damaged ones: refused by the name of the file and of the tensor.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use candle_core::{Device, Tensor};
 use diffusion::{ModelFiles, Overrides, Pipeline, Progress, Request, nn::unet::Conditions, sample::Sampler};
 use half::{bf16, f16};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::{Value, json};
 
 use crate::{
@@ -13,35 +17,26 @@ use crate::{
 };
 
 /// A checkpoint taken apart: format, shape and values of each tensor.
-type Parts = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
+pub type Parts = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
-fn parts() -> Parts {
-    let file = std::fs::read(fixtures::path("models/sd15/tiny_sd15.safetensors")).unwrap();
-    let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
-    let header: BTreeMap<String, Value> = serde_json::from_slice(&file[8..8 + length]).unwrap();
-    let tensors = header.into_iter().filter(|(name, _)| name != "__metadata__");
+pub fn parts() -> Parts {
+    parts_of(&fixtures::path("models/sd15/tiny_sd15.safetensors"))
+}
+
+pub fn parts_of(path: &Path) -> Parts {
+    let file = std::fs::read(path).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap().tensors();
     tensors
-        .map(|(name, tensor)| {
-            let place = |i: usize| tensor["data_offsets"][i].as_u64().unwrap() as usize + 8 + length;
-            let shape = serde_json::from_value(tensor["shape"].clone()).unwrap();
-            let format = tensor["dtype"].as_str().unwrap().to_owned();
-            (name, (format, shape, file[place(0)..place(1)].to_vec()))
-        })
+        .into_iter()
+        .map(|(name, tensor)| (name, (tensor.dtype(), tensor.shape().to_vec(), tensor.data().to_vec())))
         .collect()
 }
 
-fn packed(parts: &Parts) -> Vec<u8> {
-    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
-    for (name, (format, shape, bytes)) in parts {
-        let start = data.len();
-        data.extend(bytes);
-        header.insert(
-            name.clone(),
-            json!({ "dtype": format, "shape": shape, "data_offsets": [start, data.len()] }),
-        );
-    }
-    let header = Value::Object(header).to_string().into_bytes();
-    [&(header.len() as u64).to_le_bytes()[..], &header, &data].concat()
+pub fn packed(parts: &Parts) -> Vec<u8> {
+    let views = parts
+        .iter()
+        .map(|(name, (format, shape, bytes))| (name, TensorView::new(*format, shape.clone(), bytes).unwrap()));
+    safetensors::serialize(views, None).unwrap()
 }
 
 /// The nearest of the 127 or 124 magnitudes of an eight-bit float.
@@ -74,22 +69,22 @@ fn eighth(value: f32, mantissa_bits: i32, bias: i32, largest: u8) -> u8 {
     nearest | if value.is_sign_negative() { 0x80 } else { 0 }
 }
 
-fn converted(format: &str) -> Parts {
+fn converted(format: Dtype) -> Parts {
     let mut parts = parts();
-    for (kind, _, bytes) in parts.values_mut().filter(|(kind, _, _)| kind == "F16") {
+    for (kind, _, bytes) in parts.values_mut().filter(|(kind, _, _)| *kind == Dtype::F16) {
         let values = bytes
             .as_chunks::<2>()
             .0
             .iter()
             .map(|pair| f16::from_le_bytes(*pair).to_f32());
         *bytes = match format {
-            "F32" => values.flat_map(f32::to_le_bytes).collect(),
-            "BF16" => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
-            "F8_E4M3" => values.map(|value| eighth(value, 3, 7, 0x7e)).collect(),
-            "F8_E5M2" => values.map(|value| eighth(value, 2, 15, 0x7b)).collect(),
+            Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
+            Dtype::BF16 => values.flat_map(|value| bf16::from_f32(value).to_le_bytes()).collect(),
+            Dtype::F8_E4M3 => values.map(|value| eighth(value, 3, 7, 0x7e)).collect(),
+            Dtype::F8_E5M2 => values.map(|value| eighth(value, 2, 15, 0x7b)).collect(),
             _ => continue,
         };
-        *kind = format.to_owned();
+        *kind = format;
     }
     parts
 }
@@ -109,7 +104,7 @@ impl Progress for Last {
     }
 }
 
-fn latent(pipeline: &diffusion::Pipeline) -> Vec<f32> {
+pub fn latent(pipeline: &diffusion::Pipeline) -> Vec<f32> {
     let request = Request {
         steps: 4,
         cfg_scale: 2.0,
@@ -132,13 +127,13 @@ fn a_checkpoint_of_any_number_format_gives_nearly_the_same_picture() {
         .sqrt();
     // Distances of whole latents relative to their length: what the format's own rounding of every weight comes to.
     for (format, limit) in [
-        ("F16", 0.0),
-        ("F32", 0.0),
-        ("BF16", 0.02),
-        ("F8_E4M3", 0.2),
-        ("F8_E5M2", 0.35),
+        (Dtype::F16, 0.0),
+        (Dtype::F32, 0.0),
+        (Dtype::BF16, 0.02),
+        (Dtype::F8_E4M3, 0.2),
+        (Dtype::F8_E5M2, 0.35),
     ] {
-        let path = folder.path().join(format!("{format}.safetensors"));
+        let path = folder.path().join(format!("{format:?}.safetensors"));
         std::fs::write(&path, packed(&converted(format))).unwrap();
         let got = latent(&load("sd15", path).unwrap());
         let off = got
@@ -148,9 +143,9 @@ fn a_checkpoint_of_any_number_format_gives_nearly_the_same_picture() {
             .sum::<f64>()
             .sqrt()
             / size;
-        println!("{format}: {off:.4}");
-        assert!(off <= limit, "{format}: {off}");
-        assert!(limit == 0.0 || off > 0.0, "{format} was not read as what it is");
+        println!("{format:?}: {off:.4}");
+        assert!(off <= limit, "{format:?}: {off}");
+        assert!(limit == 0.0 || off > 0.0, "{format:?} was not read as what it is");
     }
 }
 
@@ -228,12 +223,12 @@ fn a_tensor_of_another_shape_is_refused_by_its_name() {
 #[test]
 fn values_that_are_no_numbers_are_refused_by_their_tensor() {
     for (format, bad) in [
-        ("F16", f16::NAN.to_le_bytes().to_vec()),
-        ("F16", f16::NEG_INFINITY.to_le_bytes().to_vec()),
-        ("F32", f32::NAN.to_le_bytes().to_vec()),
-        ("BF16", bf16::INFINITY.to_le_bytes().to_vec()),
-        ("F8_E4M3", vec![0x7f]),
-        ("F8_E5M2", vec![0xfd]),
+        (Dtype::F16, f16::NAN.to_le_bytes().to_vec()),
+        (Dtype::F16, f16::NEG_INFINITY.to_le_bytes().to_vec()),
+        (Dtype::F32, f32::NAN.to_le_bytes().to_vec()),
+        (Dtype::BF16, bf16::INFINITY.to_le_bytes().to_vec()),
+        (Dtype::F8_E4M3, vec![0x7f]),
+        (Dtype::F8_E5M2, vec![0xfd]),
     ] {
         let mut parts = converted(format);
         let (_, _, bytes) = parts.get_mut(&format!("{RES}.weight")).unwrap();
@@ -258,7 +253,7 @@ fn truncated_files_and_damaged_headers_are_refused() {
 }
 
 /// The tiny SD 1 model as a folder in diffusers' layout, with the U-Net that has other heads on each level.
-fn folder_with_heads(heads: &Value) -> tempfile::TempDir {
+pub fn folder_with_heads(heads: &Value) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (part, prefix, config) in [
         ("vae", "first_stage_model.", json!({ "norm_num_groups": 8 })),

@@ -4,6 +4,7 @@
 
 mod checkpoints;
 mod fixtures;
+mod layouts;
 mod loras;
 mod networks;
 mod noise;
