@@ -39,9 +39,11 @@ impl Embedding {
             Ok(Some(tensor.reshape((count, width))?.to_vec2()?))
         };
         if file.shape("clip_g").is_some() || file.shape("clip_l").is_some() {
+            // An encoder whose own are missing takes the other's, if they are as wide: so ComfyUI does.
+            let (first, big) = (read("clip_l")?, read("clip_g")?);
             return Ok(Self {
-                first: read("clip_l")?,
-                big: read("clip_g")?,
+                first: first.clone().or(big.clone()),
+                big: big.or(first),
             });
         }
         let mut names = file.names();
@@ -101,6 +103,11 @@ mod tests {
         let embedding = Embedding::open(&path).unwrap();
         assert_eq!(embedding.vectors(false, 8).unwrap().len(), 1);
         assert_eq!(embedding.vectors(true, 16).unwrap().len(), 3);
+
+        let (_dir, path) = written(&[("clip_l", rows(1, 8))]);
+        let embedding = Embedding::open(&path).unwrap();
+        assert_eq!(embedding.vectors(true, 8).unwrap().len(), 1);
+        assert!(embedding.vectors(true, 16).is_none());
     }
 
     #[test]

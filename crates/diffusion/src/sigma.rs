@@ -64,25 +64,26 @@ impl Schedule {
 impl Levels {
     /// The thousand levels of Stable Diffusion: betas even in their square root from 0.00085 to 0.012.
     pub fn stable_diffusion() -> Self {
+        Self::trained(&Self::exact())
+    }
+
+    fn exact() -> Vec<f64> {
         let (low, high) = (0.00085f64.sqrt(), 0.012f64.sqrt());
         let mut product = 1.0;
-        let sigmas: Vec<f64> = (0..1000)
+        (0..1000)
             .map(|i| {
                 let beta = low + (high - low) * f64::from(i) / 999.0;
                 product *= 1.0 - beta * beta;
                 ((1.0 - product) / product).sqrt()
             })
-            .collect();
-        Self::trained(&sigmas)
+            .collect()
     }
 
     /// The same, rescaled so that the last level is almost pure noise (Lin et al., 2023).
     pub fn zero_terminal_snr() -> Self {
-        let base = Self::stable_diffusion();
-        let mut roots: Vec<f64> = base
-            .sigmas
+        let mut roots: Vec<f64> = Self::exact()
             .iter()
-            .map(|sigma| (1.0 / (f64::from(*sigma) * f64::from(*sigma) + 1.0)).sqrt())
+            .map(|sigma| (1.0 / (sigma * sigma + 1.0)).sqrt())
             .collect();
         let (first, last) = (roots[0], roots[roots.len() - 1]);
         for root in &mut roots {

@@ -100,15 +100,12 @@ impl Clip {
         self.tokens.get().dims().last().copied().unwrap_or(0)
     }
 
-    /// `layer` counts from the end, 1 being the last; more than there are means the last. `norm` puts the final norm on it.
+    /// `layer` counts from the end, 1 being the last; more than there are means the last with the final norm on it, as
+    /// ComfyUI has it. `norm` puts that norm on any layer.
     pub fn encode(&self, rows: &[Row], layer: usize, norm: bool) -> Result<Encoded> {
         let mut x = self.embed(rows)?; // (rows, 77, d)
-        let wanted = if (1..=self.layers.len()).contains(&layer) {
-            layer
-        } else {
-            1
-        };
-        let wanted = self.layers.len() - wanted;
+        let exists = (1..=self.layers.len()).contains(&layer);
+        let wanted = self.layers.len() - if exists { layer } else { 1 };
         let mut hidden = x.clone();
         for (i, layer) in self.layers.iter().enumerate() {
             x = self.layer(layer, &x)?;
@@ -116,7 +113,7 @@ impl Clip {
                 hidden = x.clone();
             }
         }
-        if norm {
+        if norm || !exists {
             hidden = self.final_norm.forward(&hidden)?;
         }
         let last = self.final_norm.forward(&x)?;

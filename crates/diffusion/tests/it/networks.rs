@@ -65,6 +65,21 @@ fn text_encoders_give_the_references_states_at_every_layer() {
 }
 
 #[test]
+fn layers_that_an_encoder_does_not_have_mean_its_last_with_the_final_norm() {
+    // The tiny encoders have 4 and 5 layers: the fifth from the end is one of them, the sixth of neither.
+    let (pipeline, case) = (pipeline("sdxl"), Case::open("cases/text/sdxl_deep_skips.safetensors"));
+    for skip in [5, 6] {
+        let prompt = "a (red:1.3) fox in the snow ";
+        let encoded = pipeline
+            .model()
+            .encode(prompt, Some(skip), &*pipeline.embeddings)
+            .unwrap();
+        close(&encoded.context, &case, &format!("skip{skip}"), 2e-4);
+        close(&encoded.pooled, &case, &format!("skip{skip}_pooled"), 2e-4);
+    }
+}
+
+#[test]
 fn one_call_of_the_denoiser_gives_the_references_output() {
     for name in ["sd15", "sdxl"] {
         let (pipeline, case) = (

@@ -36,6 +36,29 @@ fn every_schedule_gives_the_references_sigmas() {
 }
 
 #[test]
+fn the_levels_of_zero_snr_name_the_references_timesteps() {
+    let levels = Levels::zero_terminal_snr();
+    let mut wrong = Vec::new();
+    for row in fixtures::json("stage/zero_snr.json").as_array().unwrap() {
+        for (sigma, timestep) in row["sigmas"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .zip(row["timesteps"].as_array().unwrap())
+        {
+            let got = levels.timestep(sigma.as_f64().unwrap() as f32);
+            if f64::from(got) != timestep.as_f64().unwrap() {
+                wrong.push(format!(
+                    "{} {}: {sigma} is {got}, not {timestep}",
+                    row["scheduler"], row["steps"]
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
 fn absurd_runs_give_no_sigmas_or_few() {
     let levels = Levels::stable_diffusion();
     assert!(levels.run(Schedule::Normal, 0, 1.0, false).is_empty());

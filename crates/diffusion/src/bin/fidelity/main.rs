@@ -170,8 +170,7 @@ fn run_stage(options: &Options, manifest: &Value, case: &Value, models: &mut Mod
     let folder = options.root.join("models/embeddings");
     let find = |model: &str, name: &str, big: bool| {
         let width = widths.get(model)?[usize::from(big)]?;
-        let embedding = Embedding::open(&folder.join(format!("{name}.safetensors"))).ok()?;
-        embedding.vectors(big, width)
+        embedding(&folder, name)?.vectors(big, width)
     };
     match stage::table(text(&case["id"]), &reference, &find)? {
         Some(table) => stage::write(&options.out.join(name), &table),
@@ -240,15 +239,23 @@ fn load(options: &Options, manifest: &Value, name: &str) -> Result<Pipeline> {
         overrides.text_heads = ["clip_l", "clip_h", "clip_g"]
             .iter()
             .find_map(|clip| number(&base[clip]["heads"]));
+        overrides.big_text_heads = ["clip_h", "clip_g"]
+            .iter()
+            .find_map(|clip| number(&base[clip]["heads"]));
     }
     let mut pipeline = Pipeline::load(&files, &Device::Cpu, overrides)?;
     let folder = options.root.join("models/embeddings");
     let widths = [false, true].map(|big| pipeline.model().token_width(big));
-    pipeline.embeddings = Box::new(move |name, big| {
-        let embedding = Embedding::open(&folder.join(format!("{name}.safetensors"))).ok()?;
-        embedding.vectors(big, widths[usize::from(big)]?)
-    });
+    pipeline.embeddings = Box::new(move |name, big| embedding(&folder, name)?.vectors(big, widths[usize::from(big)]?));
     Ok(pipeline)
+}
+
+/// The inversion of this file name, with or without its ending.
+fn embedding(folder: &Path, name: &str) -> Option<Embedding> {
+    let opened = Embedding::open(&folder.join(name));
+    opened
+        .or_else(|_| Embedding::open(&folder.join(format!("{name}.safetensors"))))
+        .ok()
 }
 
 /// The model whose text encoders and VAE a lone U-Net uses: `NAME` for `NAME_inpaint`.
