@@ -4,6 +4,7 @@
 //! in the engine child.
 
 mod backend;
+mod calibration;
 mod chat;
 mod config;
 mod engine;

@@ -1,5 +1,6 @@
 //! What scribe plugs into the program around it.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use textgen::{TextEngine, TextError, gguf};
 use worker_app::{Check, Choice, Common, Context, DeviceFound, Program, Stop};
 
 use crate::backend::{ScribeBackend, Served};
+use crate::calibration::Calibration;
 use crate::config::{Config, DEMO_MODEL};
 use crate::engine::ScribeEngine;
 use crate::health::Health;
@@ -24,6 +26,9 @@ pub struct Scribe;
 struct EngineOrder {
     model: std::path::PathBuf,
     llama: LlamaSettings,
+    /// Where measured speeds are kept; absent in tests.
+    #[serde(default)]
+    state_dir: Option<std::path::PathBuf>,
     #[serde(default)]
     bridge: Option<(Dialect, BridgeSettings)>,
 }
@@ -135,6 +140,7 @@ impl Program for Scribe {
         let order = EngineOrder {
             model: context.config.model_path(&context.models_dir),
             llama: context.config.llama.clone(),
+            state_dir: Some(context.state_dir.clone()),
             bridge: context
                 .config
                 .dialect()
@@ -152,8 +158,7 @@ impl Program for Scribe {
             model: order.model,
             ..order.llama
         };
-        let engine = load(settings, device)?;
-        ScribeEngine::new(engine).map_err(|error| Stop::failed(error.to_string()))
+        embedded(settings, device, order.state_dir.as_deref())
     }
 
     fn devices() -> Vec<DeviceFound> {
@@ -282,9 +287,10 @@ fn model_name(context: &Context<Scribe>) -> String {
     horde_name(&path.file_stem().unwrap_or_default().to_string_lossy())
 }
 
+/// llama.cpp inside this process, measured unless its speed is known from an earlier start.
 #[cfg(feature = "llama")]
-fn load(mut settings: LlamaSettings, device: &str) -> Result<Arc<dyn TextEngine>, Stop> {
-    use textgen::llama::LlamaEngine;
+fn embedded(mut settings: LlamaSettings, device: &str, state_dir: Option<&Path>) -> Result<ScribeEngine, Stop> {
+    use textgen::llama::{self, LlamaEngine};
 
     if device == "cpu" {
         settings.gpu_layers = Some(0);
@@ -299,15 +305,33 @@ fn load(mut settings: LlamaSettings, device: &str) -> Result<Arc<dyn TextEngine>
             })?;
         settings.devices = vec![index];
     }
-    let engine = LlamaEngine::load(settings, |_| true).map_err(|error| match error {
+    let stop = |error: TextError| match error {
         TextError::Model(_) => Stop::no_model(error.to_string()).hint("`scribe doctor` says what the model needs"),
         _ => Stop::failed(error.to_string()),
-    })?;
-    Ok(Arc::new(engine))
+    };
+    let may_use_fewer_slots = settings.slots == 0;
+    // What was left open is chosen here, as a speed depends on it.
+    let plan = llama::plan(&settings).map_err(stop)?;
+    settings.slots = plan.slots;
+    settings.context_tokens = plan.context_tokens;
+    let mut calibration = match state_dir {
+        Some(state_dir) => Calibration::of(state_dir, &settings, device),
+        None => Calibration::default(),
+    };
+    calibration.may_use_fewer_slots = may_use_fewer_slots;
+    if let Some(known) = calibration.known {
+        settings.slots = u32::try_from(known.slots).unwrap_or(plan.slots).min(plan.slots);
+        if settings.prefill_tokens == 0 {
+            settings.prefill_tokens = known.prefill_tokens;
+        }
+    }
+    let engine = LlamaEngine::load(settings, |_| true).map_err(stop)?;
+    calibration.prefill_tokens = engine.prefill_tokens();
+    ScribeEngine::calibrated(Arc::new(engine), calibration).map_err(|error| Stop::failed(error.to_string()))
 }
 
 #[cfg(not(feature = "llama"))]
-fn load(_settings: LlamaSettings, _device: &str) -> Result<Arc<dyn TextEngine>, Stop> {
+fn embedded(_: LlamaSettings, _: &str, _: Option<&Path>) -> Result<ScribeEngine, Stop> {
     Err(Stop::no_device("this build has no llama.cpp inside").hint("build scribe with its feature `llama`"))
 }
 

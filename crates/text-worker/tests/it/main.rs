@@ -387,3 +387,39 @@ fn an_engine_that_measured_the_backend_is_not_taken_for_its_owner() {
     assert_eq!(offered_after(1.0, 20, 1), served, "it was the measuring");
     offered_after(1.0, 20, 15).expect_err("it was measured long before");
 }
+
+#[cfg(feature = "llama")]
+#[test]
+fn what_was_measured_of_a_real_engine_is_kept_until_something_changes() {
+    use text_worker::Facts;
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let start = |threads: u32| -> Facts {
+        let order = serde_json::json!({
+            "model": Config::default().model_path(&models_dir()), "state_dir": folder.path(),
+            "llama": { "slots": 2, "threads": threads, "context_tokens": 512 },
+        });
+        let engine = text_worker::Scribe::engine(order, "cpu").unwrap_or_else(|stop| panic!("{stop}"));
+        serde_json::from_value(engine.report().facts).expect("facts")
+    };
+    let first = start(1);
+    let file = folder.path().join("calibration/cpu.json");
+    let read = || -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(&file).expect("kept")).expect("JSON")
+    };
+    let mut kept = read();
+    assert_eq!(kept[0]["measured"]["write_per_second"], first.write_per_second);
+    // A speed that no machine would be measured to have shows that it was not measured again.
+    kept[0]["measured"]["write_per_second"] = 12_345.0.into();
+    std::fs::write(&file, kept.to_string()).expect("written");
+    let second = start(1);
+    assert_eq!(second.write_per_second, 12_345.0);
+    assert_eq!(second.measured_unix_ms, first.measured_unix_ms);
+    let other = start(2);
+    assert!(other.measured_unix_ms > first.measured_unix_ms, "another number of threads");
+    assert_eq!(read().as_array().map(Vec::len), Some(2));
+    std::fs::write(&file, "{").expect("written");
+    let anew = start(1);
+    assert!(anew.write_per_second < 12_345.0 && anew.measured_unix_ms > other.measured_unix_ms, "a broken file");
+    assert_eq!(read().as_array().map(Vec::len), Some(1));
+}

@@ -37,6 +37,7 @@ pub struct LlamaEngine {
     thread: Option<JoinHandle<()>>,
     facts: EngineFacts,
     plan: Plan,
+    prefill_tokens: u32,
     guides: Guides,
 }
 
@@ -74,7 +75,7 @@ impl LlamaEngine {
             .spawn(move || serve(backend, &settings, plan, receiver, progress, &ready))
             .map_err(|error| TextError::Unavailable(error.to_string()))?;
         match loaded.recv() {
-            Ok(Ok(words)) => {
+            Ok(Ok((words, limits))) => {
                 facts.chat = source.map(|source| ChatTemplate {
                     source,
                     begin: words.begin_text.clone(),
@@ -85,6 +86,7 @@ impl LlamaEngine {
                     thread: Some(thread),
                     facts,
                     plan,
+                    prefill_tokens: u32::try_from(limits.prefill_tokens).unwrap_or(u32::MAX),
                     guides: Guides::new(words),
                 })
             }
@@ -96,6 +98,11 @@ impl LlamaEngine {
     /// What it takes.
     pub fn plan(&self) -> Plan {
         self.plan
+    }
+
+    /// Most prompt tokens of one batch, as set or measured.
+    pub fn prefill_tokens(&self) -> u32 {
+        self.prefill_tokens
     }
 }
 
@@ -247,7 +254,7 @@ fn serve(
     plan: Plan,
     jobs: Receiver<Job>,
     progress: impl FnMut(f32) -> bool + Send + 'static,
-    ready: &mpsc::Sender<Result<Words, TextError>>,
+    ready: &mpsc::Sender<Result<(Words, BatchLimits), TextError>>,
 ) {
     let loaded = model_params(settings, progress).and_then(|params| {
         LlamaModel::load_from_file(backend, &settings.model, &params)
@@ -278,7 +285,9 @@ fn serve(
         can_share: !model.is_recurrent() && !model.is_hybrid(),
     };
     let mut context = context;
-    match (settings.prefill_tokens, warm_up(&mut context, limits.batch_tokens)) {
+    // The first round pages the weights in, the second is timed where its time is wanted.
+    let rounds = if settings.prefill_tokens == 0 { 2 } else { 1 };
+    match (settings.prefill_tokens, warm_up(&mut context, limits.batch_tokens, rounds)) {
         (_, Err(error)) => {
             let _ = ready.send(Err(error));
             return;
@@ -287,7 +296,7 @@ fn serve(
         (wanted, Ok(_)) => limits.prefill_tokens = (wanted as usize).clamp(16, limits.batch_tokens),
     }
     tracing::debug!(?limits, "text model ready");
-    if ready.send(Ok(vocabulary.words())).is_ok() {
+    if ready.send(Ok((vocabulary.words(), limits))).is_ok() {
         Batcher::new(context, vocabulary, jobs, plan.slots, limits).run();
     }
 }
@@ -346,12 +355,12 @@ fn context_params(settings: &LlamaSettings, plan: Plan) -> LlamaContextParams {
         .with_swa_full(false)
 }
 
-/// Runs a few tokens twice (the first time pages the weights in) and says how long one takes in a prompt.
-fn warm_up(context: &mut LlamaContext<'_>, batch_tokens: usize) -> Result<Duration, TextError> {
+/// Runs a few tokens `rounds` times and says how long one of the last took in a prompt.
+fn warm_up(context: &mut LlamaContext<'_>, batch_tokens: usize, rounds: usize) -> Result<Duration, TextError> {
     let tokens = batch_tokens.min(32);
     let mut batch = LlamaBatch::new(tokens, 1);
     let mut took = Duration::ZERO;
-    for _ in 0..2 {
+    for _ in 0..rounds {
         batch.clear();
         let start = Instant::now();
         for (position, place) in (0..).zip(0..tokens) {
