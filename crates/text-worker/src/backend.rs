@@ -26,11 +26,27 @@ pub struct ScribeBackend {
 }
 
 /// What is served, in the Horde's words.
+#[derive(Clone)]
 pub enum Served {
     /// A file of our own, by the Horde's name for it.
     File(String),
     /// Whatever another program serves at the moment.
     Bridge(Health),
+}
+
+impl Served {
+    /// The Horde's name of it, or why nothing is served; `configured` counts for a bridge, where it is not empty.
+    fn name(&self, configured: &str, engines: &[Facts]) -> Result<String, String> {
+        let facts = match self {
+            Self::File(name) => return Ok(name.clone()),
+            Self::Bridge(health) => health.now(engines)?,
+        };
+        Ok(if configured.is_empty() {
+            bridged_name(&facts.model)
+        } else {
+            configured.to_owned()
+        })
+    }
 }
 
 /// Characters that a token takes on average; for estimates only.
@@ -46,14 +62,13 @@ impl ScribeBackend {
 
     /// The Horde's name of what is served now, or why nothing is.
     fn model_name(&self, engines: &[Facts]) -> Result<String, NothingToOffer> {
-        let facts = match &self.model {
-            Served::File(name) => return Ok(name.clone()),
-            Served::Bridge(health) => health.now(engines).map_err(NothingToOffer)?,
-        };
-        if self.config.model_name.is_empty() {
-            return Ok(bridged_name(&facts.model));
-        }
-        Ok(self.config.model_name.clone())
+        self.model.name(&self.config.model_name, engines).map_err(NothingToOffer)
+    }
+
+    /// Says the Horde's name of what is served whenever it is asked; `None` while nothing is.
+    pub(crate) fn naming(&self) -> impl Fn() -> Option<String> + Send + 'static + use<> {
+        let (model, configured) = (self.model.clone(), self.config.model_name.clone());
+        move || model.name(&configured, &[]).ok()
     }
 
     /// What all engines together can promise: the least of each.

@@ -14,7 +14,7 @@ use crate::calibration::Calibration;
 use crate::config::{Config, DEMO_MODEL};
 use crate::engine::ScribeEngine;
 use crate::health::Health;
-use crate::known;
+use crate::known::Reference;
 use crate::models::{self, ScribeCommand};
 use crate::names::{bridged_name, horde_name};
 
@@ -129,11 +129,13 @@ impl Program for Scribe {
                 Served::Bridge(Health::of(bridge(dialect, settings)?, yields))
             }
         };
-        Ok(ScribeBackend::new(
-            context.common.clone(),
-            context.config.clone(),
-            served,
-        ))
+        let backend = ScribeBackend::new(context.common.clone(), context.config.clone(), served);
+        // Nothing waits for it; it ends with the runtime.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let name = backend.naming();
+            runtime.spawn(Reference::of(&context.common).follow(name));
+        }
+        Ok(backend)
     }
 
     fn engine_config(context: &Context<Self>, _device: &str) -> Result<serde_json::Value, Stop> {
@@ -181,7 +183,7 @@ impl Program for Scribe {
             "model",
             format!("`{}`, offered as `{}`", context.config.model, model_name(context)),
         )];
-        checks.extend(known::check(&context.models_dir, &model_name(context)));
+        checks.extend(Reference::of(&context.common).asked(&model_name(context)));
         let message = format!("on a processor: {plan}");
         checks.push(match available_memory() {
             Some(free) if plan.total_bytes() > free => Check::warn("memory", format!("{message}, but {} MiB are free", free >> 20))
@@ -258,7 +260,7 @@ fn backend_checks(dialect: Dialect, context: &Context<Scribe>) -> Vec<Check> {
                     facts.model, facts.context_tokens
                 ),
             );
-            let known = known::check(&context.models_dir, &name);
+            let known = Reference::of(&context.common).asked(&name);
             std::iter::once(backend).chain(known).collect()
         }
         Ok(Err(error)) => {

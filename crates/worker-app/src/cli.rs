@@ -66,8 +66,8 @@ pub enum Verb<C: Subcommand> {
     },
     /// Look for everything that could keep the worker from earning
     ///
-    /// Checks the Horde, the key, the worker's name, what the bridge agent unlocks, state directory, disk, models,
-    /// devices and the sandbox. Exits 0 when nothing failed, else with the code `run` would end with.
+    /// Checks the Horde, the key, the worker's name, what the bridge agent unlocks, state directory, disk, models (of text
+    /// models also whether the Horde's reference, fetched once a day, knows the name), devices and the sandbox. Exits 0 when nothing failed, else with the code `run` would end with.
     Doctor {
         /// Print one JSON object
         #[arg(long)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
-use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, ETAG, HeaderValue, IF_NONE_MATCH, LOCATION, RANGE, RETRY_AFTER};
 use url::{Host, Url};
 
 use super::plan::{FetchError, Patience, SourceFailure};
@@ -43,12 +43,30 @@ pub(crate) struct Answer {
     pub linked_sum: Option<String>,
 }
 
+/// A small document.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// What it holds.
+    pub body: Vec<u8>,
+    /// What the server calls this state of it, where it says so.
+    pub etag: Option<String>,
+}
+
 /// A failed request.
 pub(crate) enum Miss {
     /// Worth another try, not before the given wait.
     Transient { reason: String, wait: Option<Duration> },
     /// This source will not give the file.
     Final(SourceFailure),
+}
+
+impl From<Miss> for SourceFailure {
+    fn from(miss: Miss) -> Self {
+        match miss {
+            Miss::Transient { reason, .. } => Self::Unreachable { reason },
+            Miss::Final(failure) => failure,
+        }
+    }
 }
 
 impl Http {
@@ -78,6 +96,11 @@ impl Http {
 
     /// GET, following redirects; success statuses only. `range` is half-open, `None` the whole file.
     pub(crate) async fn get(&self, start: &Url, range: Option<(u64, u64)>) -> Result<Answer, Miss> {
+        self.get_unless(start, range, None).await
+    }
+
+    /// The same; with `etag` also the answer that nothing has changed since it was given (304, without a body).
+    async fn get_unless(&self, start: &Url, range: Option<(u64, u64)>, etag: Option<&str>) -> Result<Answer, Miss> {
         let mut url = start.clone();
         let mut linked_sum = None;
         for _ in 0..=MAX_REDIRECTS {
@@ -89,6 +112,9 @@ impl Http {
                 .header(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
             if let Some((from, to)) = range {
                 request = request.header(RANGE, format!("bytes={from}-{}", to.saturating_sub(1)));
+            }
+            if let Some(etag) = etag.and_then(|etag| HeaderValue::from_str(etag).ok()) {
+                request = request.header(IF_NONE_MATCH, etag);
             }
             if let Some(token) = self.token_for(&url) {
                 let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose())).map_err(|_| {
@@ -108,7 +134,7 @@ impl Http {
                 url = self.redirect_target(&url, &response).map_err(Miss::Final)?;
                 continue;
             }
-            if status.is_success() {
+            if status.is_success() || (status.as_u16() == 304 && etag.is_some()) {
                 return Ok(Answer {
                     response,
                     url,
@@ -134,8 +160,24 @@ impl Http {
 
     /// GET of a small document within a total deadline.
     pub(crate) async fn get_small(&self, url: &Url, max_bytes: usize, deadline: Duration) -> Result<Vec<u8>, Miss> {
+        let document = self.get_small_unless(url, max_bytes, deadline, None).await?;
+        Ok(document.map(|document| document.body).unwrap_or_default())
+    }
+
+    /// The same; `None` where it is still the document that came with `etag`.
+    pub(crate) async fn get_small_unless(
+        &self,
+        url: &Url,
+        max_bytes: usize,
+        deadline: Duration,
+        etag: Option<&str>,
+    ) -> Result<Option<Document>, Miss> {
         let read = async {
-            let mut answer = self.get(url, None).await?;
+            let mut answer = self.get_unless(url, None, etag).await?;
+            if answer.response.status().as_u16() == 304 {
+                return Ok(None);
+            }
+            let etag = header_text(&answer.response, ETAG.as_str());
             let mut body = Vec::new();
             while let Some(part) = answer.response.chunk().await.map_err(|e| transient(&e))? {
                 if body.len() + part.len() > max_bytes {
@@ -145,7 +187,7 @@ impl Http {
                 }
                 body.extend_from_slice(&part);
             }
-            Ok(body)
+            Ok(Some(Document { body, etag }))
         };
         tokio::time::timeout(deadline, read).await.unwrap_or_else(|_| {
             Err(Miss::Transient {

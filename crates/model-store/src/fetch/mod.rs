@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 pub use control::{Backoff, Control, Wanted};
-pub use http::HttpSettings;
+pub use http::{Document, HttpSettings};
 pub use plan::{FetchError, FetchPlan, Fetched, Patience, Source, SourceFailure, Wheel};
 pub use progress::{Bars, Event, JsonLines, Progress, Silent};
 
@@ -153,11 +153,20 @@ impl Downloader {
         max_bytes: usize,
         deadline: Duration,
     ) -> Result<Vec<u8>, SourceFailure> {
-        match self.http.get_small(url, max_bytes, deadline).await {
-            Ok(body) => Ok(body),
-            Err(http::Miss::Transient { reason, .. }) => Err(SourceFailure::Unreachable { reason }),
-            Err(http::Miss::Final(failure)) => Err(failure),
-        }
+        let body = self.http.get_small(url, max_bytes, deadline).await;
+        body.map_err(SourceFailure::from)
+    }
+
+    /// The same with what the server calls its state; `None` where that is still `etag`.
+    pub async fn get_document_unless(
+        &self,
+        url: &Url,
+        max_bytes: usize,
+        deadline: Duration,
+        etag: Option<&str>,
+    ) -> Result<Option<Document>, SourceFailure> {
+        let document = self.http.get_small_unless(url, max_bytes, deadline, etag).await;
+        document.map_err(SourceFailure::from)
     }
 
     async fn fetch_quietly(

@@ -11,7 +11,7 @@ use super::{Catalogue, Kind, local};
 use crate::fetch::Downloader;
 
 /// Largest reference that is read; the text reference has about 2 MB.
-const MAX_BYTES: usize = 32 << 20;
+pub(super) const MAX_BYTES: usize = 32 << 20;
 
 /// Where to ask.
 #[derive(Clone, Debug)]
@@ -141,7 +141,7 @@ pub fn load_offline(kinds: &[Kind], cache: &Path) -> Catalogue {
 }
 
 /// Category of the primary service and file of the legacy folder.
-fn names(kind: Kind) -> Option<(&'static str, &'static str)> {
+pub(super) fn names(kind: Kind) -> Option<(&'static str, &'static str)> {
     Some(match kind {
         Kind::Image => ("image_generation", "stable_diffusion.json"),
         Kind::Text => ("text_generation", "db.json"),
@@ -168,7 +168,7 @@ fn snapshot(kind: Kind) -> Option<&'static str> {
     })
 }
 
-fn keep(copy: &PathBuf, text: &[u8]) {
+pub(super) fn keep(copy: &Path, text: &[u8]) {
     let written = (|| {
         std::fs::create_dir_all(copy.parent().unwrap_or(Path::new(".")))?;
         let temporary = crate::fetch::part::beside(copy, ".new");

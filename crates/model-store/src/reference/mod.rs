@@ -5,6 +5,7 @@ pub mod load;
 pub mod local;
 pub mod preview;
 pub mod record;
+pub mod refresh;
 pub mod select;
 
 use std::collections::BTreeMap;

@@ -15,6 +15,7 @@ pub struct Seen {
     pub host: String,
     pub range: Option<(usize, usize)>,
     pub authorization: Option<String>,
+    pub if_none_match: Option<String>,
 }
 
 /// What to answer.
@@ -132,6 +133,7 @@ async fn serve(
             let value = value.trim();
             match name.to_ascii_lowercase().as_str() {
                 "host" => seen.host = value.to_owned(),
+                "if-none-match" => seen.if_none_match = Some(value.to_owned()),
                 "authorization" => seen.authorization = Some(value.to_owned()),
                 "range" => {
                     let (start, last) = value.trim_start_matches("bytes=").split_once('-').unwrap();
