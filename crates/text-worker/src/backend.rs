@@ -98,12 +98,13 @@ impl ScribeBackend {
 }
 
 /// A pop's keys for chat jobs.
-fn declared(model: &str, limits: Limits) -> PopRequest {
+fn declared(model: &str, limits: Limits, with_effort: bool) -> PopRequest {
+    let features = chat::FEATURES.into_iter().chain(with_effort.then_some(chat::EFFORT));
     PopRequest {
         chat_jobs: Some(true),
         prompt_jobs: Some(true),
         model_id: Some(model.to_owned()),
-        chat_features: chat::FEATURES.map(str::to_owned).to_vec(),
+        chat_features: features.map(str::to_owned).collect(),
         chat_limits: Some(serde_json::json!({
             "max_context_length": limits.max_context_length, "max_length": limits.max_length,
         })),
@@ -129,7 +130,7 @@ impl Backend for ScribeBackend {
         let model = self.model_name(&facts)?;
         let chats = self.config.chat && facts.iter().all(|facts| facts.chat);
         let chat = if chats {
-            declared(&model, limits)
+            declared(&model, limits, facts.iter().all(|facts| facts.effort))
         } else {
             PopRequest::default()
         };

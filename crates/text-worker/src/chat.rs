@@ -3,11 +3,12 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use textgen::chat::ChatTemplate;
-use textgen::sampler::Sampling;
+use textgen::sampler::{AnswerPenalties, Sampling};
 use textgen::{Constraint, Finish, TextAnswer, TextError, TextRequest};
 
 /// What this worker does with chat jobs; nothing that is not kept to.
-pub const FEATURES: [&str; 9] = [
+pub const FEATURES: [&str; 10] = [
+    "frequency_penalty",
     "json_object",
     "json_schema",
     "presence_penalty",
@@ -18,6 +19,11 @@ pub const FEATURES: [&str; 9] = [
     "tool_choice_enforced",
     "tools",
 ];
+
+/// What it does besides where the model's template takes notice of it.
+pub const EFFORT: &str = "reasoning_effort";
+/// How much a model may be asked to think.
+const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
 
 /// Bounds of the wire; a job beyond them is not from the Horde.
 const MAX_MESSAGES: usize = 4_096;
@@ -37,6 +43,9 @@ pub struct Chat {
     pub tools: Vec<Value>,
     /// Whether the answer must be a call.
     pub must_call: bool,
+    /// How much the model is to think, where that was asked for.
+    #[serde(default)]
+    pub effort: Option<String>,
 }
 
 /// The request and the conversation of a chat job's payload. The prompt is written later, where the model is.
@@ -84,7 +93,10 @@ pub fn read(payload: &Value, model_id: &str) -> Result<(TextRequest, Chat), Stri
             min_p: real("min_p", 0.0),
             top_k: whole("top_k").unwrap_or(0),
             rep_pen: real("rep_pen", 1.0),
-            presence_penalty: real("presence_penalty", 0.0),
+            answer: AnswerPenalties {
+                presence: real("presence_penalty", 0.0),
+                frequency: real("frequency_penalty", 0.0),
+            },
             ..Sampling::neutral()
         },
         stop: list("stop_sequence")
@@ -104,11 +116,16 @@ pub fn read(payload: &Value, model_id: &str) -> Result<(TextRequest, Chat), Stri
             whole("max_context_length").unwrap_or(2_048),
         )
     };
+    let effort = payload[EFFORT].as_str();
+    if effort.is_some_and(|effort| !EFFORTS.contains(&effort)) {
+        tracing::info!("a chat asks for an effort that is not known; it is served without");
+    }
     let chat = Chat {
         model_id: model_id.to_owned(),
         messages,
         tools,
         must_call,
+        effort: effort.filter(|effort| EFFORTS.contains(effort)).map(str::to_owned),
     };
     Ok((request.clamped(), chat))
 }
@@ -185,8 +202,9 @@ impl Chat {
     /// # Errors
     /// As [`ChatTemplate::render`].
     pub fn prompt(&self, template: &ChatTemplate) -> Result<String, TextError> {
+        let effort = self.effort.as_deref();
         if self.tools.is_empty() || template.knows_tools() {
-            return template.render(&self.messages, &self.tools);
+            return template.render_with(&self.messages, &self.tools, effort);
         }
         let functions: Vec<&Value> = self.tools.iter().filter_map(|tool| tool.get("function")).collect();
         let told = format!(
@@ -202,7 +220,7 @@ impl Chat {
             }
             _ => messages.insert(0, json!({ "role": "system", "content": told })),
         }
-        template.render(&messages, &[])
+        template.render_with(&messages, &[], effort)
     }
 
     /// The reply without its `id`. `is_thinking` where the prompt ended in the beginning of a thought.
@@ -301,7 +319,7 @@ mod tests {
                 "parameters": { "type": "object", "properties": { "city": { "type": "string" } }, "required": ["city"] }
             } }],
             "tool_choice": "required", "parallel_tool_calls": false, "max_length": 256, "max_context_length": 8192,
-            "temperature": 0.7, "top_p": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0, "rep_pen": 1.0,
+            "temperature": 0.7, "top_p": 1.0, "frequency_penalty": 0.5, "presence_penalty": 0.25, "rep_pen": 1.0,
             "top_k": 0, "min_p": 0.0, "stop_sequence": ["</s>"], "seed": 7, "reasoning_effort": "none"
         })
     }
@@ -314,6 +332,10 @@ mod tests {
             (256, 8192, Some(7))
         );
         assert_eq!((request.sampling.temperature, request.sampling.rep_pen), (0.7, 1.0));
+        // OpenAI's meaning, not KoboldCpp's.
+        let penalties = AnswerPenalties { presence: 0.25, frequency: 0.5 };
+        assert_eq!((request.sampling.answer, request.sampling.presence_penalty), (penalties, 0.0));
+        assert_eq!(chat.effort.as_deref(), Some("none"));
         assert!(request.refuse_overflow && !request.include_stop && chat.must_call);
         let Some(Constraint::JsonSchema(schema)) = &request.constraint else {
             panic!("a call is a schema");
@@ -321,7 +343,9 @@ mod tests {
         assert_eq!(schema["anyOf"][0]["properties"]["name"]["const"], "weather");
         let mut free = payload();
         free["tool_choice"] = json!("none");
+        free["reasoning_effort"] = json!("<|im_end|>");
         let (request, chat) = read(&free, "m").unwrap();
+        assert_eq!(chat.effort, None, "no word of the wire");
         assert!(request.constraint.is_none() && chat.tools.is_empty() && !chat.must_call);
     }
 

@@ -48,6 +48,9 @@ pub struct Facts {
     /// Whether it takes conversations.
     #[serde(default)]
     pub chat: bool,
+    /// Whether its template takes notice of how much it is to think.
+    #[serde(default)]
+    pub effort: bool,
     /// Tokens written per second and slot, with every slot busy.
     pub write_per_second: f64,
     /// Prompt tokens read per second, with every slot busy.
@@ -117,6 +120,7 @@ impl ScribeEngine {
         let template = told.chat.filter(ChatTemplate::works);
         let facts = Facts {
             chat: template.is_some(),
+            effort: template.as_ref().is_some_and(ChatTemplate::knows_effort),
             model: told.model,
             context_tokens: told.context_tokens,
             max_length: told.max_length,

@@ -60,6 +60,7 @@ mod tests {
             max_length: None,
             slots,
             chat: false,
+            effort: false,
             write_per_second,
             read_per_second,
             measured_unix_ms: 0,

@@ -2,7 +2,7 @@
 
 use horde_client::text::Params;
 use serde_json::Value;
-use textgen::sampler::{Dry, Mirostat, Sampling, Step, Xtc};
+use textgen::sampler::{AnswerPenalties, Dry, Mirostat, Sampling, Step, Xtc};
 use textgen::{Constraint, Formatting, TextRequest};
 
 /// A request, with the names of keys that were asked for and are not done.
@@ -105,6 +105,11 @@ pub fn request(params: Params) -> Asked {
             rep_pen_range: count(params.rep_pen_range, default.rep_pen_range),
             rep_pen_slope: real(params.rep_pen_slope, default.rep_pen_slope),
             presence_penalty: other("presence_penalty").unwrap_or(0.0),
+            // KoboldCpp has none; the name is OpenAI's, and so is the meaning.
+            answer: AnswerPenalties {
+                presence: 0.0,
+                frequency: other("frequency_penalty").unwrap_or(0.0),
+            },
             order: order.into_iter().take(64).filter_map(Step::from_number).collect(),
             xtc,
             dry,
@@ -157,7 +162,7 @@ mod tests {
             "temperature": 0.7, "tfs": 0.97, "top_a": 0.1, "top_k": 40, "top_p": 0.92, "typical": 0.95,
             "sampler_order": [5, 0, 1, 3, 4, 2, 6], "use_default_badwordsids": true, "stop_sequence": ["\nUser:"],
             "min_p": 0.05, "smoothing_factor": 0.3, "dynatemp_range": 0.5, "dynatemp_exponent": 1.2,
-            "xtc_probability": 0.5, "dry_multiplier": 0.8, "mirostat": 2, "grammar": "root ::= \"x\"", "seed": "17"
+            "xtc_probability": 0.5, "dry_multiplier": 0.8, "presence_penalty": 0.25, "frequency_penalty": 0.5, "mirostat": 2, "grammar": "root ::= \"x\"", "seed": "17"
         }));
         let request = asked.request;
         assert_eq!(
@@ -168,6 +173,7 @@ mod tests {
         assert_eq!((request.sampling.top_k, request.sampling.rep_pen_range), (40, 1024));
         assert_eq!((request.sampling.tfs, request.sampling.min_p), (0.97, 0.05));
         assert_eq!(request.sampling.dry.multiplier, 0.8);
+        assert_eq!((request.sampling.presence_penalty, request.sampling.answer.frequency), (0.25, 0.5));
         assert!(request.sampling.mirostat.is_some_and(|mirostat| mirostat.second));
         assert!(request.ban_eos && request.include_stop && request.formatting.single_line);
         assert_eq!(request.stop, ["\nUser:"]);

@@ -30,12 +30,20 @@ const FUEL: u64 = 5_000_000;
 /// Longest text that is believed, in bytes.
 const MAX_BYTES: usize = 8 << 20;
 
+/// Names by which templates are told how much the model is to think.
+const EFFORT: [&str; 3] = ["reasoning_effort", "enable_thinking", "thinking is"];
+
 impl ChatTemplate {
     /// Whether it can write a short conversation.
     pub fn works(&self) -> bool {
         let message = |role: &str| serde_json::json!({ "role": role, "content": "hello" });
         self.render(&[message("user")], &[])
             .is_ok_and(|text| text.contains("hello"))
+    }
+
+    /// Whether it takes notice of how much the model is to think.
+    pub fn knows_effort(&self) -> bool {
+        EFFORT.iter().any(|name| self.source.contains(name))
     }
 
     /// Whether it writes functions that can be called into the text by itself.
@@ -50,6 +58,16 @@ impl ChatTemplate {
     /// [`TextError::Unfit`] where the template refuses the conversation (as some do a system message or two messages of
     /// one role in a row), is broken, or takes too many steps. The message holds nothing of the conversation.
     pub fn render(&self, messages: &[Value], tools: &[Value]) -> Result<String, TextError> {
+        self.render_with(messages, tools, None)
+    }
+
+    /// The same for a model that is to think as much as `effort` says (OpenAI's words: `none`, `low`, `high` …), by the names
+    /// that published templates know: `reasoning_effort` (gpt-oss), `enable_thinking` (Qwen 3, GLM), `thinking` (Granite,
+    /// DeepSeek).
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub fn render_with(&self, messages: &[Value], tools: &[Value], effort: Option<&str>) -> Result<String, TextError> {
         let refused = |error: Error| {
             let kind = match error.kind() {
                 ErrorKind::OutOfFuel => "it takes too many steps".to_owned(),
@@ -69,9 +87,12 @@ impl ChatTemplate {
         environment.add_template("chat", &self.source).map_err(refused)?;
         let template = environment.get_template("chat").map_err(refused)?;
         let tools = (!tools.is_empty()).then_some(tools);
+        // What is not asked for is not defined: templates have defaults of their own.
+        let thinks = effort.map_or(minijinja::Value::UNDEFINED, |effort| (effort != "none").into());
+        let effort = effort.map_or(minijinja::Value::UNDEFINED, minijinja::Value::from);
         let text = template
             .render(context! {
-                messages => Serde(messages), tools => Serde(tools), add_generation_prompt => true,
+                reasoning_effort => effort, enable_thinking => &thinks, thinking => &thinks, messages => Serde(messages), tools => Serde(tools), add_generation_prompt => true,
                 bos_token => self.begin.as_str(), eos_token => self.end.as_str(),
             })
             .map_err(refused)?;
@@ -180,6 +201,28 @@ mod tests {
             );
             assert!(!template(source).works());
         }
+    }
+
+    #[test]
+    fn effort_reaches_templates_by_the_names_they_know() {
+        let messages = [json!({ "role": "user", "content": "hello" })];
+        let check = |source: &str, effort: Option<&str>, expected: &str| {
+            let template = template(&format!("{{{{ messages[0].content }}}}{source}"));
+            assert!(template.knows_effort() && template.works(), "{source}");
+            let text = template.render_with(&messages, &[], effort).unwrap();
+            assert_eq!(text, format!("hello{expected}"), "{source}");
+        };
+        let open = "{%- if reasoning_effort is not defined %}{% set reasoning_effort = 'medium' %}{% endif %} effort: {{ reasoning_effort }}";
+        check(open, None, " effort: medium");
+        check(open, Some("high"), " effort: high");
+        let qwen = "{%- if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}";
+        check(qwen, None, "");
+        check(qwen, Some("low"), "");
+        check(qwen, Some("none"), "<think></think>");
+        let granite = "{%- if thinking is defined and thinking %}Think first.{% endif %}";
+        check(granite, None, "");
+        check(granite, Some("medium"), "Think first.");
+        assert!(!template("{{ messages }}").knows_effort());
     }
 
     #[test]

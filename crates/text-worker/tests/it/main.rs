@@ -356,6 +356,7 @@ fn offered_after(idle: f64, yields: u64, measured: u64) -> Result<Vec<String>, S
         max_length: None,
         slots: 1,
         chat: false,
+        effort: false,
         write_per_second: 20.0,
         read_per_second: 500.0,
         measured_unix_ms: (unix.as_secs() - measured) * 1_000,

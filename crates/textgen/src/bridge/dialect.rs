@@ -119,7 +119,9 @@ impl Dialect {
                 "temperature": s.temperature, "top_p": s.top_p.max(0.001),
                 "top_k": if s.top_k == 0 { -1 } else { i64::from(s.top_k) }, "min_p": s.min_p, "top_a": s.top_a,
                 "tfs": s.tfs, "typical_p": s.typical, "repetition_penalty": s.rep_pen,
-                "presence_penalty": s.presence_penalty, "smoothing_factor": s.smoothing_factor,
+                // These backends know OpenAI's penalties alone.
+                "presence_penalty": s.presence_penalty + s.answer.presence, "frequency_penalty": s.answer.frequency,
+                "smoothing_factor": s.smoothing_factor,
                 "ignore_eos": request.ban_eos, "seed": seed,
                 "truncate_prompt_tokens": request.max_context_length.saturating_sub(request.max_length).max(1),
             }),

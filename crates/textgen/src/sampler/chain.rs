@@ -1,5 +1,6 @@
 //! The samplers of one request, applied token by token.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use rand::{RngCore, SeedableRng};
@@ -23,6 +24,8 @@ pub struct Chain {
     random: ChaCha8Rng,
     /// Prompt and answer so far, as far back as any sampler looks.
     history: Vec<u32>,
+    /// How often each token stands in the answer so far; counted only where somebody asks.
+    answer: HashMap<u32, u32>,
     mu: Mu,
     /// Tokens that a repetition does not reach across, sorted.
     breakers: Arc<[u32]>,
@@ -44,6 +47,7 @@ impl Chain {
         Self {
             random: ChaCha8Rng::seed_from_u64(seed),
             history: prompt[prompt.len().saturating_sub(reach)..].to_vec(),
+            answer: HashMap::new(),
             mu,
             sampling,
             breakers: Arc::new([]),
@@ -79,6 +83,9 @@ impl Chain {
         self.candidates = candidates;
         let token = chosen.ok_or(NoCandidate)?;
         self.history.push(token);
+        if self.sampling.answer.act() {
+            *self.answer.entry(token).or_insert(0) += 1;
+        }
         Ok(token)
     }
 
@@ -142,7 +149,7 @@ impl Chain {
         }
     }
 
-    /// What acts on single tokens before any narrowing: bans, biases, DRY.
+    /// What acts on single tokens before any narrowing: bans, biases, the answer's own tokens, DRY.
     fn bias(&self, candidates: &mut Candidates) {
         let dry = penalties::dry(
             &self.history,
@@ -154,13 +161,11 @@ impl Chain {
             },
             |token| self.breakers.binary_search(&token).is_ok(),
         );
-        for (token, bias) in self
-            .sampling
-            .logit_bias
-            .iter()
-            .copied()
-            .chain(dry.into_iter().map(|(t, p)| (t, -p)))
-        {
+        let penalties = self.sampling.answer;
+        let written = self.answer.iter();
+        let written = written.map(|(token, count)| (*token, -penalties.presence - penalties.frequency * *count as f32));
+        let biases = self.sampling.logit_bias.iter().copied();
+        for (token, bias) in biases.chain(written).chain(dry.into_iter().map(|(t, p)| (t, -p))) {
             if let Some(item) = find(candidates, token) {
                 item.logit = (item.logit + bias).clamp(-1e30, 1e30);
             }

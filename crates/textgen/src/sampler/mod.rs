@@ -14,4 +14,4 @@ pub mod temperature;
 
 pub use candidates::{Candidate, Candidates};
 pub use chain::{Chain, NoCandidate};
-pub use settings::{Dry, Mirostat, Sampling, Step, Xtc};
+pub use settings::{AnswerPenalties, Dry, Mirostat, Sampling, Step, Xtc};

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use super::candidates::Candidates;
 
 /// Makes tokens of the last `range` of `history` less likely: a positive logit is divided by the penalty, another
-/// multiplied. Tokens that stand only in the older half of the range get `1 + (penalty - 1) * slope` instead.
-/// `presence` is subtracted in both cases.
+/// multiplied. Tokens that stand only in the older half of the range (the middle one of an odd number is old) get `1 + (penalty - 1) * slope` instead.
+/// `presence` is subtracted in both cases. The prompt counts as the answer does.
 ///
 /// (Keskar et al. 2019, <https://arxiv.org/abs/1909.05858>, with llama.cpp's treatment of negative logits; the slope is
 /// KoboldCpp's two halves, which replaced KoboldAI's curve)
@@ -21,7 +21,7 @@ pub fn repetition(candidates: &mut Candidates, history: &[u32], penalty: Repetit
     let factors: HashMap<u32, f32> = window
         .iter()
         .enumerate()
-        .map(|(place, token)| (*token, if place < range / 2 { far } else { penalty.factor }))
+        .map(|(place, token)| (*token, if place * 2 < range { far } else { penalty.factor }))
         .collect();
     for item in &mut candidates.items {
         if let Some(factor) = factors.get(&item.token) {

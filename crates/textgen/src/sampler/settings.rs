@@ -32,8 +32,11 @@ pub struct Sampling {
     pub rep_pen_range: u32,
     /// Share of the penalty for the older half of the range. 0..=10, default 1.
     pub rep_pen_slope: f32,
-    /// Subtracted from logits of tokens seen within `rep_pen_range`; 0 is off. -2..=2, default 0.
+    /// Subtracted from logits of tokens seen within `rep_pen_range`, prompt included: KoboldCpp's meaning, in the step
+    /// [`Step::RepPen`]. 0 is off. -2..=2, default 0.
     pub presence_penalty: f32,
+    /// OpenAI's penalties, which look at the answer alone; off by default.
+    pub answer: AnswerPenalties,
     /// Order of the steps; each acts once. Default [`Step::ORDER`].
     pub order: Vec<Step>,
     /// Excludes top choices; off by default.
@@ -111,6 +114,27 @@ impl Default for Xtc {
     }
 }
 
+/// OpenAI's penalties: before every other step, `presence + frequency * count` is subtracted from the logit of each token that
+/// the answer holds already, `count` times. The prompt does not count.
+///
+/// (`mu[j] -> mu[j] - c[j] * alpha_frequency - float(c[j] > 0) * alpha_presence`, with c counting tokens sampled before: OpenAI's
+/// API reference, "Frequency and presence penalties")
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AnswerPenalties {
+    /// For a token that was written at all. -2..=2, default 0.
+    pub presence: f32,
+    /// For each time that it was written. -2..=2, default 0.
+    pub frequency: f32,
+}
+
+impl AnswerPenalties {
+    /// Whether they change anything.
+    pub fn act(self) -> bool {
+        self.presence != 0.0 || self.frequency != 0.0
+    }
+}
+
 /// "Don't repeat yourself": subtracts `multiplier * base^(length - allowed_length)` from what would prolong a repetition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -167,6 +191,7 @@ impl Default for Sampling {
             rep_pen_range: 320,
             rep_pen_slope: 1.0,
             presence_penalty: 0.0,
+            answer: AnswerPenalties::default(),
             order: Step::ORDER.to_vec(),
             xtc: Xtc::default(),
             dry: Dry::default(),
@@ -225,6 +250,8 @@ impl Sampling {
         fix(&mut self.rep_pen, 1.0, 3.0, 1.0);
         fix(&mut self.rep_pen_slope, 0.0, 10.0, 1.0);
         fix(&mut self.presence_penalty, -2.0, 2.0, 0.0);
+        fix(&mut self.answer.presence, -2.0, 2.0, 0.0);
+        fix(&mut self.answer.frequency, -2.0, 2.0, 0.0);
         self.rep_pen_range = self.rep_pen_range.min(Self::MAX_RANGE);
         fix(&mut self.xtc.threshold, 0.0, 1.0, 0.1);
         fix(&mut self.xtc.probability, 0.0, 1.0, 0.0);

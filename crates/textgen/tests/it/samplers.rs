@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use serde_json::Value;
 use textgen::sampler::penalties::{self, Repetition};
-use textgen::sampler::{Candidates, Chain, Dry, Mirostat, Sampling, Step, Xtc, filters, temperature};
+use textgen::sampler::{AnswerPenalties, Candidates, Chain, Dry, Mirostat, Sampling, Step, Xtc, filters, temperature};
 
 /// Single precision against double, over at most 200 candidates.
 const TOLERANCE: f64 = 2e-5;
@@ -191,6 +191,39 @@ fn dry_keeps_a_loop_from_closing() {
     assert_eq!(Chain::new(sampling, 0, &[1, 2, 3]).choose(&logits), Ok(9));
 }
 
+/// The tokens a chain takes, one after the other, from the same logits.
+fn greedy(sampling: Sampling, prompt: &[u32], logits: &[f32], count: usize) -> Vec<u32> {
+    let sampling = Sampling {
+        temperature: 0.0,
+        ..sampling
+    };
+    let mut chain = Chain::new(sampling, 0, prompt);
+    (0..count).map(|_| chain.choose(logits).unwrap()).collect()
+}
+
+#[test]
+fn koboldcpps_presence_penalty_counts_the_prompt_and_openais_the_answer_alone() {
+    // Token 1 is likeliest, then 2, then 3.
+    let logits = [0.0, 3.0, 2.5, 2.15];
+    let kobold = Sampling {
+        presence_penalty: 1.0,
+        ..Sampling::neutral()
+    };
+    let answer = |presence: f32, frequency: f32| Sampling {
+        answer: AnswerPenalties { presence, frequency },
+        ..Sampling::neutral()
+    };
+    assert_eq!(greedy(kobold.clone(), &[1], &logits, 1), [2], "1 stands in the prompt");
+    assert_eq!(greedy(answer(1.0, 0.0), &[1], &logits, 1), [1]);
+    assert_eq!(greedy(answer(1.0, 0.0), &[1], &logits, 5), [1, 2, 3, 1, 1], "3.0, 2.5, 2.15, then 2.0 for ever");
+    assert_eq!(greedy(kobold, &[], &logits, 5), [1, 2, 3, 1, 1]);
+    // 0.4 for each time: 3.0, 2.6, 2.5, 2.2, 2.15, 2.1.
+    assert_eq!(greedy(answer(0.0, 0.4), &[1, 1, 1], &logits, 6), [1, 1, 2, 1, 3, 2]);
+    // Both together: 1 falls to 2.1, 2 to 1.6, 3 to 1.25; then 1 to 1.7.
+    assert_eq!(greedy(answer(0.5, 0.4), &[], &logits, 5), [1, 2, 3, 1, 1]);
+    assert_eq!(greedy(answer(-1.0, 0.0), &[2], &[3.0, 3.1, 3.0], 3), [1, 1, 1], "below zero it draws on");
+}
+
 #[test]
 fn nothing_finite_is_an_error_not_a_token() {
     let mut chain = Chain::new(Sampling::default(), 0, &[]);
@@ -220,6 +253,7 @@ proptest! {
     fn no_numbers_whatever_make_a_sampler_panic_or_choose_outside_the_vocabulary(
         logits in proptest::collection::vec(wild(), 1..60),
         n in proptest::collection::vec(wild(), 16),
+        answer in proptest::collection::vec(wild(), 2),
         counts in proptest::collection::vec(any::<u32>(), 4),
         order in proptest::collection::vec(-3i64..12, 0..12),
         mirostat in proptest::option::of(any::<bool>()),
@@ -228,7 +262,7 @@ proptest! {
         let sampling = Sampling {
             temperature: n[0], dynatemp_range: n[1], dynatemp_exponent: n[2], smoothing_factor: n[3],
             top_a: n[4], top_p: n[5], min_p: n[6], tfs: n[7], typical: n[8], rep_pen: n[9], rep_pen_slope: n[10],
-            presence_penalty: n[11], top_k: counts[0], rep_pen_range: counts[1],
+            presence_penalty: n[11], answer: AnswerPenalties { presence: answer[0], frequency: answer[1] }, top_k: counts[0], rep_pen_range: counts[1],
             order: order.into_iter().filter_map(Step::from_number).collect(),
             xtc: Xtc { threshold: n[12], probability: n[13] },
             dry: Dry { multiplier: n[14], base: n[15], allowed_length: counts[2], range: counts[3], ..Dry::default() },
