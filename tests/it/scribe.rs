@@ -78,3 +78,70 @@ async fn scribe_answers_through_the_whole_protocol_and_no_process_of_it_listens(
     }
     assert!(most_processes >= 2, "the engine ran in a child of its own");
 }
+
+/// The worker's last status.
+fn status(stage: &Stage) -> serde_json::Value {
+    let text = std::fs::read_to_string(stage.state_dir().join("status.json")).unwrap_or_default();
+    serde_json::from_str::<serde_json::Value>(&text).map_or(json!({}), |file| file["status"].clone())
+}
+
+/// Waits until the worker's status is as wanted.
+async fn until(stage: &Stage, what: &str, mut is_so: impl FnMut(&serde_json::Value) -> bool) {
+    let start = std::time::Instant::now();
+    while !is_so(&status(stage)) {
+        assert!(start.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}: {}", status(stage));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_is_killed_in_the_middle_costs_its_job_alone_and_prompts_like_bombs_cost_nothing() {
+    let mut stage = Stage::set("scribe", &[]).await.expect("scribe starts");
+    let worker = stage.worker_pid().expect("scribe runs");
+    let route = "generate/text/async";
+    let params = json!({ "max_length": 24, "max_context_length": 512, "temperature": 0.0, "top_k": 1 });
+    let paris = "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n";
+    // Two megabytes, of which the end fits; and as many stop texts as the wire takes, each as long as it may be.
+    let huge = format!("{}{paris}", "\u{1f98a} all the same words \n".repeat(70_000));
+    let mut stops = params.clone();
+    stops["stop_sequence"] = (0..128).map(|n| format!("{n}{}", "x".repeat(1_990))).collect();
+    let bombs = [
+        json!({ "prompt": huge, "params": params, "models": [MODEL] }),
+        json!({ "prompt": paris, "params": stops, "models": [MODEL] }),
+    ];
+    let mut ids = Vec::new();
+    for body in &bombs {
+        ids.push(stage.requester.file(route, body).await.expect("filed"));
+    }
+    let results = stage.finished("generate/text/status", &ids, PATIENCE).await.expect("answers");
+    for result in &results {
+        let text = result["generations"][0]["text"].as_str().unwrap_or_default();
+        assert!(text.contains("Paris"), "{result}");
+    }
+
+    let engines = || -> BTreeSet<u32> { process_tree(worker).into_iter().filter(|pid| *pid != worker).collect() };
+    let before = engines();
+    assert_eq!(before.len(), 1, "one engine");
+    let mut long = params.clone();
+    long["max_length"] = 200.into();
+    long["use_default_badwordsids"] = true.into();
+    let body = json!({ "prompt": "Once upon a time", "params": long, "models": [MODEL] });
+    stage.requester.file(route, &body).await.expect("filed");
+    until(&stage, "it writes", |status| {
+        status["jobs"].as_array().into_iter().flatten().any(|job| job["done"].as_u64() > Some(3))
+    })
+    .await;
+    let engine = i32::try_from(*before.first().expect("one engine")).expect("a process id");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(engine), nix::sys::signal::Signal::SIGKILL).expect("killed");
+    until(&stage, "the job is handed back", |status| status["totals"]["faulted"] == 1).await;
+    let again = json!({ "prompt": paris, "params": params, "models": [MODEL] });
+    let id = stage.requester.file(route, &again).await.expect("filed");
+    let results = stage.finished("generate/text/status", &[id], PATIENCE).await.expect("answers");
+    let text = results[0]["generations"][0]["text"].as_str().unwrap_or_default();
+    assert!(text.contains("Paris"), "after the restart: {results:?}");
+    let after = engines();
+    assert!(after.len() == 1 && after != before, "a new engine: {after:?}");
+    let books = stage.close().await.expect("scribe drains and ends");
+    let counts = ["accepted", "faulted", "open"].map(|name| books.summary[name].as_u64());
+    assert_eq!(counts, [Some(3), Some(1), Some(0)], "{}", books.summary);
+}
