@@ -47,6 +47,28 @@ fn a_model_that_is_missing_or_broken_ends_with_66_and_a_hint() {
 }
 
 #[test]
+fn numbers_beyond_reason_end_with_78_the_key_and_a_hint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("scribe.toml");
+    for (line, key, hint) in [
+        ("[scribe.llama]\ncontext_tokens = 1_000_000_000", "`scribe.llama.context_tokens` is `1000000000`", "256 to 1048576"),
+        ("[scribe.llama]\nslots = 1_000_000", "`scribe.llama.slots` is `1000000`", "1 to 64"),
+        ("[scribe.llama]\nbatch_tokens = 0", "`scribe.llama.batch_tokens` is `0`", "32 to 512"),
+        ("[scribe]\nmax_length = 1_000_000", "`scribe.max_length` is `1000000`", "16 to 16384"),
+        ("[scribe.llama]\nslots = -1", "slots", "hint:"),
+        ("[scribe.llama]\nslots = 99999999999999999999", "scribe.toml", "hint:"),
+    ] {
+        std::fs::write(&config, format!("worker_name = \"a test of scribe\"\n{line}\n")).expect("written");
+        for verb in ["run", "doctor"] {
+            let output = scribe(folder.path(), &[verb, "--config", &config.display().to_string()]);
+            let text = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
+            assert_eq!(output.status.code(), Some(78), "{verb}, {line}: {text}");
+            assert!(text.contains(key) && text.contains(hint), "{verb}, {line}: {text}");
+        }
+    }
+}
+
+#[test]
 fn models_can_be_listed_and_a_wrong_name_is_answered_with_the_right_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let list = scribe(folder.path(), &["models", "list", "--all"]);

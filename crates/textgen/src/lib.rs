@@ -13,6 +13,7 @@ pub mod gbnf;
 pub mod gguf;
 #[cfg(feature = "llama")]
 pub mod llama;
+mod plan;
 mod request;
 pub mod sampler;
 pub mod settings;

@@ -1,10 +1,10 @@
-//! How llama.cpp loads and runs a model, and what that will take.
+//! How llama.cpp loads and runs a model.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::gguf::Header;
+pub use crate::plan::{Plan, available_memory};
 
 /// Settings of the embedded engine. Zero or absent means "choose for me".
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -123,95 +123,12 @@ impl Default for LlamaSettings {
     }
 }
 
-/// What running a model will take, computed from its header before anything is loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Plan {
-    /// Requests run at once.
-    pub slots: u32,
-    /// Tokens of each slot.
-    pub context_tokens: u32,
-    /// Bytes of the weights.
-    pub weight_bytes: u64,
-    /// Bytes of the key and value cache of all slots, an upper bound.
-    pub cache_bytes: u64,
-    /// Bytes of intermediate results, a rough estimate.
-    pub compute_bytes: u64,
-}
-
-impl Plan {
-    /// All of it.
-    pub fn total_bytes(&self) -> u64 {
-        self.weight_bytes
-            .saturating_add(self.cache_bytes)
-            .saturating_add(self.compute_bytes)
-    }
-}
-
-impl std::fmt::Display for Plan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let mib = |bytes: u64| bytes >> 20;
-        write!(
-            f,
-            "{} slots of {} tokens: weights {} MiB + cache {} MiB + work space about {} MiB = {} MiB",
-            self.slots,
-            self.context_tokens,
-            mib(self.weight_bytes),
-            mib(self.cache_bytes),
-            mib(self.compute_bytes),
-            mib(self.total_bytes())
-        )
-    }
-}
-
-/// Context that "choose for me" stops at.
-const DEFAULT_CONTEXT: u32 = 4_096;
-/// Smallest context of a slot.
-const SMALLEST_CONTEXT: u32 = 256;
-
 impl LlamaSettings {
     /// Settings for one file, everything else by default.
     pub fn for_model(model: impl Into<PathBuf>) -> Self {
         Self {
             model: model.into(),
             ..Self::default()
-        }
-    }
-
-    /// What this will take for the model of `header` with `free_bytes` of memory on the device; `on_gpu` where the
-    /// work is done on one.
-    pub fn plan(&self, header: &Header, free_bytes: Option<u64>, on_gpu: bool) -> Plan {
-        let trained = u32::try_from(header.number("context_length").unwrap_or(0)).unwrap_or(u32::MAX);
-        let context_tokens = match self.context_tokens {
-            0 => trained.min(DEFAULT_CONTEXT),
-            wanted => wanted.min(trained),
-        }
-        .max(SMALLEST_CONTEXT);
-        let bits = f64::midpoint(self.cache_keys.bits(), self.cache_values.bits());
-        let slot_bytes = header
-            .cache_bytes_per_token(bits)
-            .saturating_mul(u64::from(context_tokens));
-        let weight_bytes = header.weight_bytes();
-        let embedding = header.number("embedding_length").unwrap_or(0);
-        let vocabulary = header.vocabulary_size().unwrap_or(0);
-        // Logits of a batch and about 24 activations of each token, in 32 bits.
-        let compute_bytes = u64::from(self.batch()) * 4 * (embedding * 24) + vocabulary * 4 * 64;
-        let slots = match self.slots {
-            0 => {
-                let most: u32 = if on_gpu { 8 } else { 4 };
-                let for_cache = free_bytes
-                    .map(|free| (free / 10 * 9).saturating_sub(weight_bytes.saturating_add(compute_bytes)))
-                    .unwrap_or(u64::MAX);
-                let fitting = for_cache / slot_bytes.max(1);
-                most.min(u32::try_from(fitting).unwrap_or(u32::MAX)).max(1)
-            }
-            wanted => wanted.min(64),
-        };
-        Plan {
-            slots,
-            context_tokens,
-            weight_bytes,
-            cache_bytes: slot_bytes.saturating_mul(u64::from(slots)),
-            compute_bytes,
         }
     }
 
@@ -232,12 +149,4 @@ impl LlamaSettings {
         };
         i32::try_from(threads).unwrap_or(1)
     }
-}
-
-/// Memory that this machine can still give, where it says so.
-pub fn available_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    kib.checked_mul(1_024)
 }

@@ -199,6 +199,21 @@ impl Header {
         (numbers * bits_per_number / 8.0).ceil() as u64
     }
 
+    /// Whether [`Self::cache_bytes_per_token`] is what the cache takes: every layer keeps keys and values of every token.
+    pub fn is_cache_exact(&self) -> bool {
+        let has = |key: &str| self.number(key).unwrap_or(0) > 0;
+        ![
+            "attention.sliding_window",
+            "attention.kv_lora_rank",
+            "full_attention_interval",
+            "ssm.state_size",
+            "wkv.head_size",
+            "shortconv.l_cache",
+        ]
+        .into_iter()
+        .any(has)
+    }
+
     fn check_numbers(&self) -> Result<(), GgufError> {
         let invalid = |message: String| Err(GgufError::Invalid(message));
         let architecture = self.architecture();

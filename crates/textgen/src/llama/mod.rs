@@ -58,6 +58,7 @@ impl LlamaEngine {
         let header = check_model(&settings)?;
         let backend = backend();
         let plan = plan_for(&settings, &header);
+        check_room(&settings, &header, plan)?;
         tracing::info!(%plan, model = %settings.model.display(), "loading a text model");
         let model_name = header.name().map(str::to_owned).unwrap_or_else(|| file_stem(&settings));
         let source = header.chat_template().map(str::to_owned);
@@ -234,17 +235,37 @@ fn file_stem(settings: &LlamaSettings) -> String {
 }
 
 fn plan_for(settings: &LlamaSettings, header: &Header) -> Plan {
-    let gpus: Vec<Device> = devices()
-        .into_iter()
-        .filter(|device| device.gpu && (settings.devices.is_empty() || settings.devices.contains(&device.index)))
-        .collect();
-    let on_gpu = !gpus.is_empty() && settings.gpu_layers != Some(0);
-    let free = if on_gpu {
-        Some(gpus.iter().map(|device| device.free_bytes).sum())
-    } else {
+    let gpus = gpus(settings);
+    let free = if gpus.is_empty() {
         available_memory()
+    } else {
+        Some(gpus.iter().map(|device| device.free_bytes).sum())
     };
-    settings.plan(header, free, on_gpu)
+    settings.plan(header, free, !gpus.is_empty())
+}
+
+/// The GPUs that the settings use.
+fn gpus(settings: &LlamaSettings) -> Vec<Device> {
+    let is_used = |device: &Device| {
+        device.gpu
+            && settings.gpu_layers != Some(0)
+            && (settings.devices.is_empty() || settings.devices.contains(&device.index))
+    };
+    devices().into_iter().filter(is_used).collect()
+}
+
+/// Whether the memory is there that cannot be mapped from the file. A processor's is promised by the system and taken later,
+/// from whoever is in the way: it is refused here, where the plan is no mere upper bound. A GPU's is refused by its driver.
+fn check_room(settings: &LlamaSettings, header: &Header, plan: Plan) -> Result<(), TextError> {
+    let weights = if settings.mmap && !settings.mlock { 0 } else { plan.weight_bytes };
+    let needed = plan.cache_bytes.saturating_add(plan.compute_bytes).saturating_add(weights);
+    match available_memory() {
+        Some(free) if needed > free && header.is_cache_exact() && gpus(settings).is_empty() => Err(TextError::Model(format!(
+            "{plan}, but {} MiB are free; fewer slots, a shorter context or smaller cache types need less",
+            free >> 20
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// The engine's thread: loads, reports, serves.

@@ -8,6 +8,8 @@ mod llama_server;
 mod models;
 #[cfg(feature = "llama")]
 mod peer;
+#[cfg(feature = "llama")]
+mod plan;
 mod real_backend;
 #[cfg(feature = "llama")]
 mod real_model;
