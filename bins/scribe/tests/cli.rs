@@ -69,6 +69,29 @@ fn numbers_beyond_reason_end_with_78_the_key_and_a_hint() {
 }
 
 #[test]
+fn doctor_says_what_will_fit_before_anything_is_loaded() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let models = std::env::var_os("HORDE_WORKERS_MODELS").map_or_else(
+        || std::path::PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache/horde-workers/models"),
+        Into::into,
+    );
+    let config = folder.path().join("scribe.toml");
+    let memory = |slots: u32| {
+        let text = format!("worker_name = \"a test of scribe\"\nmodels_dir = {models:?}\n[scribe.llama]\nslots = {slots}\n");
+        std::fs::write(&config, text).expect("written");
+        let output = scribe(folder.path(), &["doctor", "--json", "--config", &config.display().to_string()]);
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let checks = report["checks"].as_array().cloned().unwrap_or_default();
+        let memory = checks.into_iter().find(|check| check["name"] == "memory").expect("a check of memory");
+        (memory["verdict"].clone(), memory["message"].as_str().unwrap_or_default().to_owned())
+    };
+    let (verdict, message) = memory(2);
+    assert_eq!(verdict, "ok", "{message}");
+    assert!(message.contains("2 slots of 4096 tokens: weights 92 MiB + cache 180 MiB + work space 98 MiB"), "{message}");
+    assert!(memory(64).1.contains("64 slots of 4096 tokens"));
+}
+
+#[test]
 fn models_can_be_listed_and_a_wrong_name_is_answered_with_the_right_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let list = scribe(folder.path(), &["models", "list", "--all"]);

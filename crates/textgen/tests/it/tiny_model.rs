@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -160,6 +161,33 @@ fn a_common_beginning_is_computed_once_and_changes_no_text() {
     let again = engine.generate(request(&format!("{scene}x"), 20), &NoWatch).unwrap();
     assert!(again.timings.reused_tokens > 100, "{again:?}");
     assert_eq!(again.text, alone[0]);
+}
+
+#[test]
+fn a_long_prompt_does_not_stall_those_who_write() {
+    let model = saved(&tiny().with("llama.context_length", Meta::U32(16_384)));
+    let settings = LlamaSettings {
+        context_tokens: 16_384,
+        prefill_tokens: 16,
+        ..settings(&model, 2)
+    };
+    let engine = LlamaEngine::load(settings, |_| true).unwrap();
+    let timed = |prompt: String, max_length: u32| {
+        let request = TextRequest {
+            max_context_length: 16_384,
+            ..request(&prompt, max_length)
+        };
+        let answer = engine.generate(request, &NoWatch).unwrap();
+        (answer, Instant::now())
+    };
+    std::thread::scope(|scope| {
+        let long = scope.spawn(|| timed("b ".repeat(4_000), 1));
+        let (short, short_ended) = timed("a".into(), 20);
+        let (long, long_ended) = long.join().unwrap();
+        // At least 250 batches of 16 tokens, in each of which the other writes a token. In eight of 512 it would not get far.
+        assert!(long.prompt_tokens >= 4_000 && short.tokens == 20, "{long:?}");
+        assert!(short_ended < long_ended, "the long prompt came first");
+    });
 }
 
 /// Cancels as soon as something was written.
