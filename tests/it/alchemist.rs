@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use e2e::demo::alchemist::{Ask, Wanted, answers, describing, drawing, place, place_describers};
+use e2e::demo::alchemist::{Ask, Wanted, answers, describing, drawing, own, place, place_describers};
 use e2e::demo::stage::Stage;
 
 /// Reading and answering on two busy cores, with room.
@@ -20,6 +20,11 @@ async fn alchemist_says_what_is_drawn_and_enlarges_it_through_the_whole_protocol
         &models.path().join("esrgan/RealESRGAN_x4plus.safetensors"),
     )
     .expect("the fixture is there");
+    let stand_ins = [
+        ("clip", "clip-vit-large-patch14", "clip/model.safetensors"),
+        ("esrgan", "realesrgan-x4plus", "esrgan/RealESRGAN_x4plus.safetensors"),
+    ];
+    own(models.path(), &stand_ins).expect("models.toml");
     let mut asks = describing().expect("the drawings are there");
     asks.push(Ask {
         title: "an upscale".into(),

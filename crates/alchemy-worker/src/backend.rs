@@ -1,19 +1,24 @@
 //! The supervisor's half: what to pop for, how a source is fetched, what is handed in.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use horde_client::alchemy::{Alchemy, Form, Payload, PopRequest, Submission};
 use horde_client::client::DownloadLimits;
+use horde_client::error::ApiError;
 use horde_client::kind::PoppedJob;
 use horde_client::transport::RequestClass;
 use horde_client::{Client, SignedUrl};
 use imaging::Limits;
 use serde_json::json;
+use vision::{post, upscale};
 use worker_runtime::backend::{Backend, EngineReport, Fault, Finished, NothingToOffer};
 
+use crate::forms::ANNOTATORS;
+use crate::pace::{self, Pace};
 use crate::work::{Options, Output, Work};
 
 /// What a backend is made of.
@@ -33,6 +38,8 @@ pub struct BackendSettings {
 pub struct AlchemyBackend {
     settings: BackendSettings,
     client: Client,
+    /// Forms that the Horde said it does not know.
+    unknown: Mutex<BTreeSet<String>>,
 }
 
 /// A form whose source is still to be fetched.
@@ -53,17 +60,26 @@ const SOURCE_LIMITS: DownloadLimits = DownloadLimits {
 impl AlchemyBackend {
     /// Joins settings and the line to the outside.
     pub fn new(settings: BackendSettings, client: Client) -> Self {
-        Self { settings, client }
+        Self {
+            settings,
+            client,
+            unknown: Mutex::default(),
+        }
     }
 }
 
-/// Forms an engine said it can do.
-fn forms_of(report: &EngineReport) -> impl Iterator<Item = &str> {
-    report.facts["forms"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(serde_json::Value::as_str)
+/// Forms an engine said it can do, with their paces.
+fn forms_of(report: &EngineReport) -> BTreeMap<String, Pace> {
+    serde_json::from_value(report.facts["forms"].clone()).unwrap_or_default()
+}
+
+/// How many times larger each side of the result is. Told by the name, so that a result that is too large costs nothing.
+fn scale_of(form: &str) -> usize {
+    match post::NAMES.iter().find(|(name, _)| *name == form) {
+        Some((name, post::Kind::Upscale)) if name.starts_with("2x") || name.ends_with("x2plus") => 2,
+        Some((_, post::Kind::Upscale)) => 4,
+        _ => 1,
+    }
 }
 
 #[async_trait]
@@ -74,17 +90,40 @@ impl Backend for AlchemyBackend {
     type Output = Output;
 
     fn offer(&self, engines: &[EngineReport], free: usize) -> Result<PopRequest, NothingToOffer> {
-        let forms: BTreeSet<&str> = engines.iter().flat_map(forms_of).collect();
-        if forms.is_empty() {
-            return Err(NothingToOffer("no form has all its files".into()));
+        let mut forms: BTreeMap<String, Pace> = BTreeMap::new();
+        for (form, pace) in engines.iter().flat_map(forms_of) {
+            // Where several do it, the slowest must be able to.
+            let slowest = forms.entry(form).or_insert(pace);
+            if pace.seconds > slowest.seconds {
+                *slowest = pace;
+            }
         }
-        let threads: usize = engines.iter().map(|e| e.capacity).sum();
+        {
+            let unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+            forms.retain(|form, _| !unknown.contains(form));
+        }
+        if forms.is_empty() {
+            let measuring = engines.iter().any(|engine| engine.facts["measuring"] == true);
+            let why = if measuring {
+                "the first form is still being measured"
+            } else {
+                "no form has all its files"
+            };
+            return Err(NothingToOffer(why.into()));
+        }
+        let threads: usize = engines.iter().map(|engine| engine.capacity).sum();
+        let fits_lease = forms.values().map(Pace::most_tiles).min().unwrap_or(1);
         Ok(PopRequest {
             name: self.settings.name.clone(),
-            forms: forms.into_iter().map(Form::from).collect(),
+            annotation_types: if forms.contains_key(Form::Annotation.as_str()) {
+                ANNOTATORS.map(str::to_owned).to_vec()
+            } else {
+                Vec::new()
+            },
+            forms: forms.keys().map(|form| Form::from(form.as_str())).collect(),
             amount: Some(free.clamp(1, MAX_AMOUNT) as u32),
             threads: Some(threads.clamp(1, 100) as u32),
-            max_tiles: Some(self.settings.max_tiles),
+            max_tiles: Some(self.settings.max_tiles.min(fits_lease).max(1)),
             bridge_agent: Some(self.settings.bridge_agent.clone()),
             priority_usernames: self.settings.priority_usernames.clone(),
             ..PopRequest::default()
@@ -118,19 +157,38 @@ impl Backend for AlchemyBackend {
         let refused = |e: imaging::DecodeError| Fault::of_job(format!("the source was refused: {e}"));
         let header = imaging::probe(&source).map_err(refused)?;
         Limits::tiles(self.settings.max_tiles).check(&header).map_err(refused)?;
+        upscale::fits_result(header.width, header.height, scale_of(valid.form.as_str()))
+            .map_err(|e| Fault::of_job(e.to_string()))?;
         Ok(Work {
             form: valid.form.as_str().to_owned(),
+            tiles: pace::tiles(header.width, header.height),
             source: serde_bytes::ByteBuf::from(source.to_vec()),
             options: valid.options,
         })
     }
 
-    fn estimate(&self, _work: &Work, _engine: &EngineReport) -> Option<Duration> {
-        None
+    fn estimate(&self, work: &Work, engine: &EngineReport) -> Option<Duration> {
+        Some(forms_of(engine).get(&work.form)?.takes(work.tiles))
     }
 
     fn suits(&self, work: &Work, engine: &EngineReport) -> bool {
-        forms_of(engine).any(|form| form == work.form)
+        engine.facts["forms"].get(&work.form).is_some()
+    }
+
+    /// A Horde that does not know one form refuses the whole pop: it is asked without that form from then on.
+    fn pop_refused(&self, request: &PopRequest, error: &ApiError) -> bool {
+        let Some(at) = error.refused_item("forms") else {
+            return false;
+        };
+        let Some(form) = request.forms.get(at) else {
+            return false;
+        };
+        tracing::warn!(
+            form = form.as_str(),
+            "the Horde does not know this form; it is not offered any more"
+        );
+        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        unknown.insert(form.as_str().to_owned())
     }
 
     async fn check(&self, output: Output) -> Result<Finished<Submission>, Fault> {

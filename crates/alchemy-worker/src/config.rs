@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::forms;
+use crate::forms::{self, Wanted};
 
 /// What the owner decides about forms.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -10,12 +10,17 @@ use crate::forms;
 pub struct Config {
     /// Forms to serve, as the Horde spells them; empty serves every form whose files are there.
     pub forms: Vec<String>,
-    /// Largest source, in tiles of 512×512: 1 to 256. The Horde withholds larger ones.
+    /// Largest source, in tiles of 512×512: 1 to 256. The Horde withholds larger ones. Less is asked for where a form was
+    /// measured to be too slow for so many.
     pub max_tiles: u32,
     /// Forms worked on at once per device, 1 to 8.
     pub threads: usize,
     /// Score from which `open_nsfw` calls a picture not safe for work, 0 to 1.
     pub nsfw_threshold: f64,
+    /// Serve `palette` and `describe` too, whose results no document of the Horde describes.
+    pub unconfirmed: bool,
+    /// Serve `annotation` too, where the Horde knows it.
+    pub annotation: bool,
 }
 
 impl Default for Config {
@@ -25,11 +30,22 @@ impl Default for Config {
             max_tiles: 16,
             threads: 1,
             nsfw_threshold: 0.8,
+            unconfirmed: false,
+            annotation: false,
         }
     }
 }
 
 impl Config {
+    /// Which forms the owner wants.
+    pub fn wanted(&self) -> Wanted {
+        Wanted {
+            named: self.forms.clone(),
+            unconfirmed: self.unconfirmed,
+            annotation: self.annotation,
+        }
+    }
+
     /// Why a value cannot be, naming its key.
     pub fn check(&self) -> Result<(), String> {
         if let Some(unknown) = self
@@ -39,6 +55,22 @@ impl Config {
         {
             return Err(format!(
                 "`alchemist.forms` names `{unknown}`, which this worker cannot do"
+            ));
+        }
+        let wanted = self.wanted();
+        let switched_off = |name: &&String| {
+            forms::KNOWN
+                .iter()
+                .any(|form| form.as_str() == name.as_str() && !wanted.has(form))
+        };
+        if let Some(off) = self.forms.iter().find(switched_off) {
+            let key = if off == "annotation" {
+                "annotation"
+            } else {
+                "unconfirmed"
+            };
+            return Err(format!(
+                "`alchemist.forms` names `{off}`, which needs `alchemist.{key} = true`"
             ));
         }
         if !(1..=256).contains(&self.max_tiles) {

@@ -1,7 +1,11 @@
 //! What makes the alchemist a program: its section, its checks, its files.
 
+use std::collections::BTreeSet;
+
 use clap::Subcommand;
+use horde_client::alchemy::Form;
 use model_store::reference::Kind;
+use model_store::trust::Trust;
 use serde_json::Value;
 use worker_app::models::ModelsVerb;
 use worker_app::{Check, Choice, Common, Context, DeviceFound, Program, Stop};
@@ -9,7 +13,9 @@ use worker_app::{Check, Choice, Common, Context, DeviceFound, Program, Stop};
 use crate::backend::{AlchemyBackend, BackendSettings};
 use crate::config::Config;
 use crate::engine::{AlchemyEngine, EngineSettings};
-use crate::forms;
+use crate::fit::{self, Machine, Needs};
+use crate::forms::{self, Lane, Wanted};
+use crate::verified::{Verified, verified};
 
 /// The alchemist.
 pub struct Alchemist;
@@ -24,8 +30,28 @@ pub enum AlchemistCommand {
     Models(ModelsVerb),
 }
 
+/// The engine of light forms, which works on the processor beside the configured devices.
+const LIGHT: &str = "light";
+
+/// What is remembered of verified files, in the state directory.
+const REMEMBERED: &str = "verified.json";
+
+/// The wanted forms whose files are there and right. Reads only what changed since the last look.
+fn verify(context: &Context<Alchemist>) -> Result<Verified, Stop> {
+    let catalogue = worker_app::models::catalogue(&context.models_dir, &KINDS)?;
+    let mut trust = Trust::open(context.state_dir.join(REMEMBERED));
+    let all = verified(&context.config.wanted(), &context.models_dir, &catalogue, &mut trust);
+    // The directory is the worker's own; other verbs leave it alone where it is not there yet.
+    if context.state_dir.is_dir()
+        && let Err(error) = trust.save()
+    {
+        tracing::warn!(%error, "verified files cannot be remembered and are read again at the next start");
+    }
+    Ok(all)
+}
+
 /// Kinds of files that forms need.
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 9] = [
     Kind::Clip,
     Kind::Blip,
     Kind::Esrgan,
@@ -33,6 +59,8 @@ const KINDS: [Kind; 7] = [
     Kind::Codeformer,
     Kind::SafetyChecker,
     Kind::Miscellaneous,
+    Kind::Background,
+    Kind::Nsfw,
 ];
 
 impl Program for Alchemist {
@@ -57,14 +85,30 @@ impl Program for Alchemist {
     }
 
     fn models(context: &Context<Self>) -> Result<(), Stop> {
-        let (found, missing) = forms::installed(&context.config.forms, &context.models_dir);
-        if found.is_empty() {
+        let verified = verify(context)?;
+        verified.tell();
+        if verified.served.is_empty() {
             let folder = context.models_dir.display();
-            return Err(Stop::no_model(format!("no form has all its files in `{folder}`"))
-                .hint("`alchemist doctor` names the files that each form needs"));
+            return Err(match verified.refused.first() {
+                None => {
+                    let lacking = verified.missing.iter();
+                    let models: BTreeSet<&str> = lacking
+                        .flat_map(|(form, _)| Needs::of(form).models.iter().copied())
+                        .collect();
+                    let models: Vec<&str> = models.into_iter().collect();
+                    Stop::no_model(format!("no form has all its files in `{folder}`"))
+                        .hint(format!("`alchemist models pull {}` fetches them", models.join(" ")))
+                }
+                Some(refused) => Stop::no_model(format!(
+                    "no form can be served: `{}` {}",
+                    refused.path.display(),
+                    refused.why
+                ))
+                .hint(refused.hint.clone()),
+            });
         }
         // Without a wish everything is optional.
-        for (form, path) in missing.iter().filter(|_| !context.config.forms.is_empty()) {
+        for (form, path) in verified.missing.iter().filter(|_| !context.config.forms.is_empty()) {
             tracing::warn!(form = form.as_str(), missing = %path.display(), "a form is not offered");
         }
         Ok(())
@@ -80,13 +124,32 @@ impl Program for Alchemist {
         Ok(AlchemyBackend::new(settings, context.client.clone()))
     }
 
-    fn engine_config(context: &Context<Self>, _device: &str) -> Result<Value, Stop> {
+    fn engines(context: &Context<Self>, devices: Vec<String>) -> Result<Vec<String>, Stop> {
+        let verified = verify(context)?;
+        let has = |lane| verified.served.iter().any(|(_, task)| task.lane() == lane);
+        let mut engines = if has(Lane::Device) { devices } else { Vec::new() };
+        if has(Lane::Light) {
+            engines.push(LIGHT.to_owned());
+        }
+        Ok(engines)
+    }
+
+    fn engine_config(context: &Context<Self>, device: &str) -> Result<Value, Stop> {
+        // Remembered since the look at the models: nothing is read again.
+        let verified = verify(context)?;
+        let lane = if device == LIGHT { Lane::Light } else { Lane::Device };
+        let served = verified.served.iter().filter(|(_, task)| task.lane() == lane);
         let settings = EngineSettings {
+            forms: served.map(|(form, _)| form.as_str().to_owned()).collect(),
+            is_named: !context.config.forms.is_empty(),
+            stamps: verified.stamps,
             models_dir: context.models_dir.clone(),
             cache_dir: context.state_dir.join("words"),
-            forms: context.config.forms.clone(),
+            pace_file: context
+                .state_dir
+                .join(format!("pace-{}.json", device.replace(':', "-"))),
             max_tiles: context.config.max_tiles,
-            threads: context.config.threads,
+            threads: if lane == Lane::Light { 1 } else { context.config.threads },
             nsfw_threshold: context.config.nsfw_threshold as f32,
         };
         serde_json::to_value(settings)
@@ -95,14 +158,15 @@ impl Program for Alchemist {
 
     fn engine(config: Value, device: &str) -> Result<AlchemyEngine, Stop> {
         vision::allocator::keep_freed();
-        let device = vision::device::open(device).map_err(|error| {
+        let name = if device == LIGHT { "cpu" } else { device };
+        let opened = vision::device::open(name).map_err(|error| {
             Stop::no_device(format!("the device `{device}` cannot be used: {error}"))
                 .hint("`alchemist doctor` lists the devices; `cpu` is always there")
         })?;
         let settings: EngineSettings = serde_json::from_value(config)
             .map_err(|e| Stop::failed(format!("the engine's settings cannot be read: {e}")))?;
-        let engine = AlchemyEngine::new(settings, device);
-        if engine.forms().next().is_none() {
+        let engine = AlchemyEngine::new(settings, opened, device);
+        if engine.readable().next().is_none() {
             return Err(Stop::no_model("no form's files can be read"));
         }
         Ok(engine)
@@ -120,27 +184,77 @@ impl Program for Alchemist {
     }
 
     fn doctor(context: &Context<Self>) -> Vec<Check> {
-        let (found, missing) = forms::installed(&context.config.forms, &context.models_dir);
-        let served = found
-            .iter()
-            .map(|(form, _)| Check::ok(form.as_str(), "its files are there"));
-        let others = missing
-            .iter()
-            .map(|(form, path)| Check::warn(form.as_str(), format!("not offered: `{}` is missing", path.display())));
-        served.chain(others).collect()
+        let verified = match verify(context) {
+            Ok(verified) => verified,
+            Err(stop) => return vec![Check::from_stop("forms", &stop)],
+        };
+        let served = verified.served.iter();
+        let served = served.map(|(form, _)| Check::ok(form.as_str(), "its files are there and verified"));
+        let refused = verified.refused.iter().map(|refused| {
+            let (path, why) = (refused.path.display(), &refused.why);
+            Check::warn(refused.form.as_str(), format!("not offered: `{path}` {why}")).hint(refused.hint.clone())
+        });
+        let missing = verified.missing.iter();
+        let missing = missing.map(|(form, path)| {
+            let check = Check::warn(form.as_str(), format!("not offered: `{}` is missing", path.display()));
+            match Needs::of(form).models {
+                [] => check,
+                models => check.hint(format!("`alchemist models pull {}`", models.join(" "))),
+            }
+        });
+        served.chain(refused).chain(missing).collect()
     }
 
     fn choices(context: &Context<Self>) -> Vec<Choice> {
-        let (found, missing) = forms::installed(&[], &context.models_dir);
-        let ready = found.iter().map(|(form, _)| (form, "ready"));
-        let absent = missing.iter().map(|(form, _)| (form, "its files are not there yet"));
-        ready
-            .chain(absent)
-            .map(|(form, state)| Choice {
+        Self::choices_on(context, "cpu", &[])
+    }
+
+    fn choices_on(context: &Context<Self>, device: &str, found: &[DeviceFound]) -> Vec<Choice> {
+        let chosen = found.iter().find(|one| one.name == device || device == "auto");
+        let has_card = chosen.is_some_and(|device| device.name != "cpu");
+        let machine = Machine {
+            has_card,
+            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            memory_bytes: chosen
+                .filter(|_| has_card)
+                .and_then(|device| device.memory_bytes)
+                .or_else(fit::machine_memory),
+        };
+        let forms: Vec<Form> = forms::KNOWN
+            .into_iter()
+            .filter(|form| Wanted::default().has(form))
+            .collect();
+        let proposed = fit::proposed(&forms, &machine);
+        let (_, missing) = forms::installed(&Wanted::default(), &context.models_dir);
+        let choice = |form: &Form| {
+            let needs = Needs::of(form);
+            let lacks = missing.iter().any(|(absent, _)| absent == form);
+            let state = if lacks { "to be fetched" } else { "ready" };
+            let seconds = needs.seconds(&machine);
+            Choice {
                 name: form.as_str().into(),
-                description: state.into(),
-            })
-            .collect()
+                description: format!("{}, about {seconds:.1} s a tile here, {state}", needs.about),
+                is_proposed: proposed.contains(form),
+            }
+        };
+        let (mut first, rest): (Vec<Choice>, Vec<Choice>) =
+            forms.iter().map(choice).partition(|choice| choice.is_proposed);
+        first.extend(rest);
+        first
+    }
+
+    fn after_setup(context: &Context<Self>, chosen: &[String]) -> Option<String> {
+        let wanted = Wanted {
+            named: chosen.to_vec(),
+            ..context.config.wanted()
+        };
+        let (_, missing) = forms::installed(&wanted, &context.models_dir);
+        let models: BTreeSet<&str> = missing
+            .iter()
+            .flat_map(|(form, _)| Needs::of(form).models.iter().copied())
+            .collect();
+        let names: Vec<&str> = models.into_iter().collect();
+        (!names.is_empty()).then(|| format!("Fetch what is missing: `alchemist models pull {}`", names.join(" ")))
     }
 
     fn command(command: AlchemistCommand, context: &Context<Self>) -> Result<(), Stop> {

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 pub struct Work {
     /// As the Horde spells it.
     pub form: String,
+    /// Tiles of 512×512 in the source, with fractions: what work is proportional to.
+    pub tiles: f64,
     /// The source's bytes as fetched; the engine decodes them within its limits.
     pub source: serde_bytes::ByteBuf,
     /// Options that were understood, clamped.
@@ -28,6 +30,10 @@ pub struct Options {
     pub repetition_penalty: f32,
     /// Words per list of an interrogation, 1..=20.
     pub top_count: usize,
+    /// Which annotator, as received, at most 40 characters.
+    pub control_type: Option<String>,
+    /// The engine's own: the score from which a picture is not safe for work, 0..=1.
+    pub nsfw_threshold: f32,
 }
 
 /// What came of a form.
@@ -60,6 +66,8 @@ impl Default for Options {
             max_length: 50,
             repetition_penalty: 1.0,
             top_count: 5,
+            control_type: None,
+            nsfw_threshold: 0.8,
         }
     }
 }
@@ -86,6 +94,11 @@ impl Options {
             max_length: whole("max_length", defaults.max_length, 5, 60),
             repetition_penalty: part("repetition_penalty", defaults.repetition_penalty, 1.0, 5.0),
             top_count: whole("top_count", defaults.top_count, 1, 20),
+            control_type: payload
+                .get("control_type")
+                .and_then(serde_json::Value::as_str)
+                .map(|name| name.chars().take(40).collect()),
+            nsfw_threshold: defaults.nsfw_threshold,
         }
     }
 }

@@ -27,6 +27,8 @@ pub enum ApiError {
         rc: Option<String>,
         /// The server's text, at most 300 bytes, control characters escaped.
         message: String,
+        /// Fields of the body that the server names in `errors`, such as `forms.3`; at most 16.
+        fields: Vec<String>,
         /// What to do about it.
         class: ErrorClass,
     },
@@ -115,6 +117,8 @@ impl ApiError {
         let body: ErrorBody = serde_json::from_slice(body).unwrap_or_default();
         let class = classify(status, body.rc.as_deref(), headers);
         let mut message = body.message.unwrap_or_else(|| "no explanation".to_owned());
+        let named = body.errors.as_ref().and_then(serde_json::Value::as_object);
+        let fields = named.map(|errors| errors.keys().take(16).map(|field| plain(field, 80)).collect());
         if let Some(errors) = body.errors {
             message = format!("{message} {errors}");
         }
@@ -122,8 +126,19 @@ impl ApiError {
             status,
             rc: body.rc,
             message: plain(&message, LONGEST_MESSAGE),
+            fields: fields.unwrap_or_default(),
             class,
         }
+    }
+
+    /// The place of the item that the server refused in the list `field` of the body: `errors` has `FIELD.N`.
+    pub fn refused_item(&self, field: &str) -> Option<usize> {
+        let Self::Refused { fields, .. } = self else {
+            return None;
+        };
+        fields
+            .iter()
+            .find_map(|name| name.strip_prefix(field)?.strip_prefix('.')?.parse().ok())
     }
 
     /// What to do about it.
@@ -249,6 +264,22 @@ pub fn plain(text: &str, limit: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_item_of_a_list_is_found_by_the_name_of_its_field() {
+        let of = |body: &str| ApiError::of_answer(StatusCode::BAD_REQUEST, &HeaderMap::new(), body.as_bytes());
+        let named = of(r#"{"errors": {"forms.23": "'annotation' is not one of ['caption']"}, "message": "failed"}"#);
+        assert_eq!(named.refused_item("forms"), Some(23));
+        assert_eq!(named.refused_item("models"), None);
+        for other in [
+            r#"{"errors": {"forms.x": "?"}}"#,
+            r#"{"errors": ["forms.1"]}"#,
+            "<html>",
+            r#"{"rc": "x"}"#,
+        ] {
+            assert_eq!(of(other).refused_item("forms"), None, "{other}");
+        }
+    }
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs

@@ -39,13 +39,14 @@ pub enum DreamerCommand {
 }
 
 /// Kinds of files that image jobs need.
-const KINDS: [Kind; 6] = [
+const KINDS: [Kind; 7] = [
     Kind::Image,
     Kind::Clip,
     Kind::Esrgan,
     Kind::Gfpgan,
     Kind::Codeformer,
     Kind::Miscellaneous,
+    Kind::Background,
 ];
 
 const HINT_MODELS: &str =
@@ -218,6 +219,7 @@ impl Program for Dreamer {
             .map(|name| Choice {
                 name: name.clone(),
                 description: "on disk".into(),
+                is_proposed: false,
             })
             .collect();
         for (name, description) in BEGINNINGS {
@@ -228,6 +230,7 @@ impl Program for Dreamer {
                 choices.push(Choice {
                     name: name.into(),
                     description: format!("{description}; {size} MB, fetched by `dreamer models pull`"),
+                    is_proposed: false,
                 });
             }
         }

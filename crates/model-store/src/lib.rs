@@ -14,3 +14,4 @@ pub mod speed;
 pub mod stamp;
 pub mod store;
 pub mod token;
+pub mod trust;

@@ -117,6 +117,7 @@ impl Program for Echo {
             .map(|name| Choice {
                 name: name.to_owned(),
                 description: "no file, no memory".to_owned(),
+                is_proposed: false,
             })
             .to_vec()
     }

@@ -91,7 +91,7 @@ fn program<P: Program>(args: &[String]) -> Result<ExitCode, Stop> {
         Verb::Finish => print(verbs::control::control(P::NAME, dir, Order::Finish)),
         Verb::Stop => print(verbs::control::control(P::NAME, dir, Order::Stop)),
         Verb::Doctor { json } => doctor::<P>(&loaded, json),
-        Verb::Setup { import } => {
+        Verb::Setup { import, yes } => {
             forget_key_in_environment(P::NAME);
             let target = match &asked_for {
                 Some(path) => sources.places.absolute(path),
@@ -108,6 +108,7 @@ fn program<P: Program>(args: &[String]) -> Result<ExitCode, Stop> {
                 places: &sources.places,
                 runtime: &runtime()?,
                 imported,
+                is_silent: yes,
             };
             verbs::setup::setup(&asking, &target)?;
             Ok(ExitCode::SUCCESS)

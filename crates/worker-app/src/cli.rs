@@ -63,6 +63,9 @@ pub enum Verb<C: Subcommand> {
         /// Take key, name and what else has a counterpart from a `bridgeData.yaml` of the Horde's Python workers
         #[arg(long, value_name = "FILE")]
         import: Option<PathBuf>,
+        /// Ask nothing: the key and the name are taken from where they are set, of device and models what is proposed
+        #[arg(long)]
+        yes: bool,
     },
     /// Look for everything that could keep the worker from earning
     ///

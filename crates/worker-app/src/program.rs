@@ -59,6 +59,13 @@ pub trait Program: Sized + Send + Sync + 'static {
     /// Builds the backend.
     fn backend(context: &Context<Self>) -> Result<Self::Backend, Stop>;
 
+    /// The engines to start where `devices` were chosen, by the names [`Program::engine_config`] and [`Program::engine`]
+    /// will be given: one per device, unless a kind of work has more.
+    fn engines(context: &Context<Self>, devices: Vec<String>) -> Result<Vec<String>, Stop> {
+        let _ = context;
+        Ok(devices)
+    }
+
     /// What the child of `device` needs to load its engine: opaque to everybody but [`Program::engine`]. No secrets.
     fn engine_config(context: &Context<Self>, device: &str) -> Result<serde_json::Value, Stop>;
 
@@ -75,6 +82,18 @@ pub trait Program: Sized + Send + Sync + 'static {
 
     /// What `setup` offers as models, the recommended first.
     fn choices(context: &Context<Self>) -> Vec<Choice>;
+
+    /// As [`Program::choices`], for the device that was chosen among `found` (`auto` is the first of them).
+    fn choices_on(context: &Context<Self>, device: &str, found: &[DeviceFound]) -> Vec<Choice> {
+        let _ = (device, found);
+        Self::choices(context)
+    }
+
+    /// What is still to be done before `chosen` can be served, as lines for the end of `setup`.
+    fn after_setup(context: &Context<Self>, chosen: &[String]) -> Option<String> {
+        let _ = (context, chosen);
+        None
+    }
 
     /// Runs one of the further verbs. Output goes to stdout.
     fn command(command: Self::Command, context: &Context<Self>) -> Result<(), Stop>;
@@ -114,6 +133,8 @@ pub struct Choice {
     pub name: String,
     /// For people: size, what it is good for, whether it is on disk.
     pub description: String,
+    /// Whether it is taken when nothing else is said. Where none is, the first is.
+    pub is_proposed: bool,
 }
 
 /// A program without further verbs. Has no value, so nothing can be run.

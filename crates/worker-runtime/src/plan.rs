@@ -126,7 +126,7 @@ impl<B: Backend> Worker<B> {
             };
         }
         let room = (outlook.free.saturating_sub(outlook.coming)).max(1);
-        match self.shop.backend.offer(&engines, room) {
+        match self.shop.backend.offer(&self.shop.slots.reports_with_room(), room) {
             Ok(request) => Plan {
                 pop: Some(request),
                 wake: None,

@@ -17,7 +17,12 @@ use crate::status::Level;
 
 impl<B: Backend> Worker<B> {
     /// Consumes a pop's answer: a life for each job, and the law's word on when to ask again.
-    pub fn on_pop(&mut self, asked: Instant, answer: Result<PopAnswer<Payload<B>>, ApiError>) -> Result<(), RunError> {
+    pub fn on_pop(
+        &mut self,
+        asked: Instant,
+        request: &<B::Kind as JobKind>::PopRequest,
+        answer: Result<PopAnswer<Payload<B>>, ApiError>,
+    ) -> Result<(), RunError> {
         let now = Instant::now();
         let n_sleeps = self.shop.hurry.borrow().n_sleeps;
         let mut error_text = String::new();
@@ -49,7 +54,7 @@ impl<B: Backend> Worker<B> {
                 self.poll.failed += 1;
                 self.poll.ghosts += u64::from(error.may_have_acted());
                 error_text = error.to_string();
-                self.pop_failed(&error)?
+                self.pop_failed(request, &error)?
             }
         };
         // Told once, not at every attempt.
@@ -67,7 +72,7 @@ impl<B: Backend> Worker<B> {
         Ok(())
     }
 
-    fn pop_failed(&self, error: &ApiError) -> Result<PopEnd, RunError> {
+    fn pop_failed(&self, request: &<B::Kind as JobKind>::PopRequest, error: &ApiError) -> Result<PopEnd, RunError> {
         let refuse = |reason| {
             Err(RunError::Refused {
                 reason,
@@ -77,6 +82,9 @@ impl<B: Backend> Worker<B> {
         match (error.class(), error) {
             (ErrorClass::Stop(reason), _) if !self.has_served && reason != StopReason::Account => refuse(reason),
             (ErrorClass::Stop(_), _) => Ok(PopEnd::Permanent),
+            (ErrorClass::BadRequest, _) if self.shop.backend.pop_refused(request, error) => {
+                Ok(PopEnd::Asked(Duration::ZERO))
+            }
             // The server names what it does not like in this pop: models, a name; nothing that waiting cures.
             (ErrorClass::BadRequest, ApiError::Refused { rc: Some(_), .. }) if !self.has_served => {
                 refuse(StopReason::Settings)

@@ -50,7 +50,8 @@ pub async fn run<B: Backend>(
     result
 }
 
-type PopResult<B> = (Instant, Result<PopAnswer<Payload<B>>, ApiError>);
+type PopRequest<B> = <<B as Backend>::Kind as JobKind>::PopRequest;
+type PopResult<B> = (Instant, PopRequest<B>, Result<PopAnswer<Payload<B>>, ApiError>);
 
 pub(crate) struct Worker<B: Backend> {
     pub shop: Arc<Workshop<B>>,
@@ -178,7 +179,8 @@ impl<B: Backend> Worker<B> {
                 let client = self.shop.client.clone();
                 self.pops.spawn(async move {
                     let asked = Instant::now();
-                    (asked, client.pop::<B::Kind>(&request).await)
+                    let answer = client.pop::<B::Kind>(&request).await;
+                    (asked, request, answer)
                 });
                 continue;
             }
@@ -187,8 +189,8 @@ impl<B: Backend> Worker<B> {
             tokio::select! {
                 Some(pop) = self.pops.join_next() => {
                     // A pop that panicked brought nothing that could be ended.
-                    if let Ok((asked, answer)) = pop {
-                        self.on_pop(asked, answer)?;
+                    if let Ok((asked, request, answer)) = pop {
+                        self.on_pop(asked, &request, answer)?;
                     }
                 }
                 Some(_) = self.lives.join_next() => {}

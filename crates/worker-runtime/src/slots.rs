@@ -93,6 +93,16 @@ impl Slots {
             .collect()
     }
 
+    /// Reports of the devices with a free slot, or of all that take jobs where none has one.
+    pub fn reports_with_room(&self) -> Vec<EngineReport> {
+        let free: Vec<EngineReport> = {
+            let inner = self.lock();
+            let free = inner.places.iter().filter(|place| place.free() > 0);
+            free.filter_map(|place| place.ready.clone()).collect()
+        };
+        if free.is_empty() { self.reports() } else { free }
+    }
+
     /// Slots without and with a job, on devices that take jobs.
     pub fn count(&self) -> (usize, usize) {
         let inner = self.lock();
@@ -227,6 +237,14 @@ mod tests {
         slots.set(1, Some(engine(1, "b")));
         assert_eq!(only_b.await.device, 1);
         assert_eq!(slots.count(), (2, 0));
+        let names = |reports: Vec<EngineReport>| -> Vec<String> {
+            reports.iter().map(|report| report.facts.to_string()).collect()
+        };
+        let held = slots.take(|engine| engine.facts == "a").await;
+        assert_eq!(names(slots.reports_with_room()), ["\"b\""]);
+        let both = (held, slots.take(|_| true).await);
+        assert_eq!(names(slots.reports_with_room()), ["\"a\"", "\"b\""]);
+        drop(both);
     }
 
     #[tokio::test(start_paused = true)]

@@ -57,13 +57,18 @@ fn png(side: u32) -> Vec<u8> {
 
 #[test]
 fn a_pop_names_the_forms_of_all_engines_and_none_else() {
-    let report = |forms: &[&str]| EngineReport {
+    let report = |forms: &[(&str, f64)]| EngineReport {
         capacity: 2,
-        facts: json!({ "forms": forms }),
+        facts: json!({ "forms": forms.iter().map(|(form, seconds)| {
+            ((*form).to_owned(), json!({ "seconds": seconds, "per_tile": true }))
+        }).collect::<serde_json::Map<_, _>>() }),
     };
     let backend = backend(b"");
     let request = backend
-        .offer(&[report(&["caption", "nsfw"]), report(&["caption"])], 3)
+        .offer(
+            &[report(&[("caption", 1.0), ("nsfw", 3.0)]), report(&[("caption", 2.0)])],
+            3,
+        )
         .unwrap();
     assert_eq!(
         request.forms.iter().map(|f| f.as_str()).collect::<Vec<_>>(),

@@ -1,88 +1,23 @@
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::path::Path;
 
-use alchemy_worker::engine::{AlchemyEngine, EngineSettings};
+use alchemy_worker::engine::AlchemyEngine;
+use alchemy_worker::pace::Pace;
 use alchemy_worker::work::{Options, Output, Work};
 use imaging::Limits;
-use serde_json::Value;
-use worker_runtime::backend::{Engine, Fault, JobContext};
+use serde_json::{Value, json};
+use worker_runtime::backend::{Engine, Fault};
 
-struct Quiet;
-
-impl JobContext for Quiet {
-    fn progress(&self, _done: u32, _total: u32, _phase: &str) {}
-    fn is_cancelled(&self) -> bool {
-        false
-    }
-}
-
-fn here(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../tests/models")
-        .join(path)
-}
-
-fn vision_fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../vision/tests/fixtures")
-        .join(path)
-}
-
-/// A model folder with the tiny models under the names of the real ones.
-fn models() -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let put = |from: PathBuf, to: &str| {
-        let to = folder.path().join(to);
-        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-        std::fs::copy(from, to).unwrap();
-    };
-    for kind in ["clip", "blip"] {
-        for file in ["model.safetensors", "tokenizer.json", "config.json"] {
-            put(here(&format!("tiny-shapes-{kind}/{file}")), &format!("{kind}/{file}"));
-        }
-    }
-    put(
-        vision_fixture("models/alchemy/compact_x4.safetensors"),
-        "esrgan/RealESRGAN_x4plus.safetensors",
-    );
-    put(
-        vision_fixture("models/alchemy/u2netp_tiny.safetensors"),
-        "rembg/u2netp.safetensors",
-    );
-    let words = folder.path().join("clip/words");
-    std::fs::create_dir_all(&words).unwrap();
-    std::fs::write(
-        words.join("tags.txt"),
-        "red\ngreen\nblue\nyellow\nblack\nwhite\norange\npurple\n",
-    )
-    .unwrap();
-    let mut sentences = String::new();
-    for shape in ["circle", "square", "triangle", "cross"] {
-        for colour in ["orange", "white", "blue"] {
-            sentences +=
-                &format!("a {colour} {shape} on a red background\na {colour} {shape} on a purple background\n");
-        }
-    }
-    std::fs::write(words.join("flavors.txt"), sentences).unwrap();
-    folder
-}
+use crate::models::{self, Quiet, tiny};
 
 fn engine(folder: &Path) -> AlchemyEngine {
-    AlchemyEngine::new(
-        EngineSettings {
-            models_dir: folder.to_owned(),
-            cache_dir: folder.join("cache"),
-            forms: Vec::new(),
-            max_tiles: 16,
-            threads: 1,
-            nsfw_threshold: 0.8,
-        },
-        vision::Device::Cpu,
-    )
+    models::engine(models::settings(folder))
 }
 
 fn run(engine: &AlchemyEngine, form: &str, source: Vec<u8>) -> Result<Output, Fault> {
     let work = Work {
         form: form.into(),
+        tiles: 1.0,
         source: source.into(),
         options: Options::default(),
     };
@@ -97,7 +32,13 @@ fn value(output: Output) -> Value {
 }
 
 fn drawn(n: usize) -> Vec<u8> {
-    std::fs::read(here(&format!("tiny-shapes-clip/input{n}.png"))).unwrap()
+    std::fs::read(tiny(&format!("tiny-shapes-clip/input{n}.png"))).unwrap()
+}
+
+fn told(engine: &AlchemyEngine) -> Vec<String> {
+    let facts = engine.report().facts;
+    let forms = facts["forms"].as_object().unwrap();
+    forms.keys().cloned().collect()
 }
 
 const TRUTH: [&str; 3] = [
@@ -108,48 +49,108 @@ const TRUTH: [&str; 3] = [
 
 #[test]
 fn forms_are_offered_only_where_their_files_are() {
-    let folder = models();
-    let forms: Vec<String> = engine(folder.path()).forms().map(str::to_owned).collect();
+    let folder = models::some();
     assert_eq!(
-        forms,
+        told(&engine(folder.path())),
         [
             "RealESRGAN_x4plus",
+            "annotation",
             "caption",
+            "describe",
             "interrogation",
+            "palette",
             "strip_background",
             "vectorize"
         ]
     );
     std::fs::write(folder.path().join("blip/model.safetensors"), b"not weights at all").unwrap();
-    assert!(!engine(folder.path()).forms().any(|f| f == "caption"));
+    assert!(!told(&engine(folder.path())).contains(&"caption".to_owned()));
+}
+
+#[test]
+fn a_network_that_cannot_be_read_takes_its_form_away_and_no_other() {
+    let folder = models::some();
+    // A sound file, but of another kind of network.
+    models::put(
+        &tiny("tiny-shapes-blip/model.safetensors"),
+        &folder.path().join("esrgan/RealESRGAN_x4plus.safetensors"),
+    );
+    let engine = engine(folder.path());
+    let forms = told(&engine);
+    assert!(
+        !forms.contains(&"RealESRGAN_x4plus".to_owned()) && forms.contains(&"caption".to_owned()),
+        "{forms:?}"
+    );
+}
+
+#[test]
+fn a_file_exchanged_after_it_was_verified_is_not_read() {
+    let folder = models::some();
+    let path = folder.path().join("rembg/u2netp.safetensors");
+    let mut settings = models::settings(folder.path());
+    let sum = model_store::digest::Sha256Sum::of_file(&path).unwrap();
+    let stamp = model_store::stamp::Stamp::new(&path, sum).unwrap();
+    settings.stamps.insert(path.clone(), stamp);
+    let sound = models::engine(settings.clone());
+    assert!(run(&sound, "strip_background", drawn(0)).is_ok());
+    // The same bytes, put there anew: only a new start may look at them.
+    std::fs::rename(&path, folder.path().join("other")).unwrap();
+    std::fs::copy(folder.path().join("other"), &path).unwrap();
+    let fresh = models::engine(settings);
+    assert!(run(&fresh, "strip_background", drawn(0)).is_err());
+    assert!(!told(&fresh).contains(&"strip_background".to_owned()));
+    assert!(run(&fresh, "caption", drawn(0)).is_ok());
 }
 
 #[test]
 fn a_caption_says_what_is_drawn() {
-    let folder = models();
+    let folder = models::some();
     let engine = engine(folder.path());
     for (n, truth) in TRUTH.iter().enumerate() {
         assert_eq!(
             value(run(&engine, "caption", drawn(n)).unwrap()),
-            serde_json::json!({ "caption": truth })
+            json!({ "caption": truth })
         );
     }
 }
 
 #[test]
-fn an_interrogation_ranks_what_is_drawn_first() {
-    let folder = models();
+fn an_interrogation_ranks_what_is_drawn_first_in_the_wires_seven_lists() {
+    let folder = models::some();
     let first = value(run(&engine(folder.path()), "interrogation", drawn(0)).unwrap());
-    let list = |name: &str| first["interrogation"][name].as_array().unwrap().clone();
+    let lists = first["interrogation"].as_object().unwrap();
+    let names: Vec<&str> = lists.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "tags",
+            "sites",
+            "artists",
+            "flavors",
+            "mediums",
+            "movements",
+            "techniques"
+        ]
+    );
+    let list = |name: &str| lists[name].as_array().unwrap().clone();
     assert_eq!(list("flavors")[0]["text"], "a orange triangle on a red background");
-    assert_eq!(list("tags").len(), 5);
+    assert_eq!((list("tags").len(), list("artists").len()), (5, 0));
     let shares: Vec<f64> = list("tags").iter().map(|t| t["confidence"].as_f64().unwrap()).collect();
     assert!(
         shares.is_sorted_by(|a, b| a >= b) && shares.iter().sum::<f64>() <= 100.01,
         "{shares:?}"
     );
     // The second engine reads the words' places from the cache and says the same.
-    assert!(std::fs::read_dir(folder.path().join("cache")).unwrap().count() >= 2);
+    let places = std::fs::read_dir(folder.path().join("cache")).unwrap();
+    let places = places.filter(|entry| {
+        entry
+            .as_ref()
+            .unwrap()
+            .path()
+            .extension()
+            .is_some_and(|e| e == "safetensors")
+    });
+    assert_eq!(places.count(), 2);
     assert_eq!(
         value(run(&engine(folder.path()), "interrogation", drawn(0)).unwrap()),
         first
@@ -157,8 +158,47 @@ fn an_interrogation_ranks_what_is_drawn_first() {
 }
 
 #[test]
+fn places_of_words_are_computed_once_and_go_on_where_they_were_left() {
+    let folder = models::some();
+    let words = folder.path().join("clip/words");
+    let many: String = (0..100).map(|n| format!("a red circle number {n}\n")).collect();
+    std::fs::write(words.join("artists.txt"), many).unwrap();
+    engine(folder.path());
+    let finished = |list: &str| {
+        let entries = std::fs::read_dir(folder.path().join("cache")).unwrap();
+        let mut paths = entries.map(|entry| entry.unwrap().path());
+        paths
+            .find(|path| path.file_name().unwrap().to_str().unwrap().starts_with(list))
+            .unwrap()
+    };
+    let whole = std::fs::read(finished("artists")).unwrap();
+    // As if the machine had gone down after 40 of 100 words and a bit: rows of f32 behind the header.
+    let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
+    let row = (whole.len() - header) / 100;
+    let path = finished("artists");
+    std::fs::write(path.with_extension("partial"), &whole[header..header + 40 * row + 7]).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    // Rows that were kept are not computed again: a wrong one among them shows.
+    let mut kept = std::fs::read(path.with_extension("partial")).unwrap();
+    kept[39 * row..39 * row + 4].copy_from_slice(&9f32.to_le_bytes());
+    std::fs::write(path.with_extension("partial"), &kept).unwrap();
+    engine(folder.path());
+    let again = std::fs::read(finished("artists")).unwrap();
+    assert!(!path.with_extension("partial").exists());
+    assert_eq!(again.len(), whole.len());
+    let at = header + 39 * row;
+    assert_eq!(again[at..at + 4], 9f32.to_le_bytes());
+    let apart = again.iter().zip(&whole).enumerate();
+    assert!(
+        apart
+            .filter(|(_, (a, b))| a != b)
+            .all(|(place, _)| (at..at + 4).contains(&place))
+    );
+}
+
+#[test]
 fn post_processors_give_webp_of_the_right_size() {
-    let folder = models();
+    let folder = models::some();
     let engine = engine(folder.path());
     let picture = |form: &str| match run(&engine, form, drawn(1)).unwrap() {
         Output::Picture { webp, .. } => imaging::decode(&webp, &Limits::image_job()).unwrap(),
@@ -168,11 +208,13 @@ fn post_processors_give_webp_of_the_right_size() {
     assert_eq!((large.width(), large.height(), large.has_alpha()), (256, 256, false));
     let cut = picture("strip_background");
     assert_eq!((cut.width(), cut.height(), cut.has_alpha()), (64, 64, true));
+    let lines = picture("annotation");
+    assert_eq!((lines.width(), lines.height()), (64, 64));
 }
 
 #[test]
 fn a_broken_source_is_the_jobs_fault_and_not_the_workers() {
-    let folder = models();
+    let folder = models::some();
     let engine = engine(folder.path());
     for source in [Vec::new(), b"<html>".to_vec(), drawn(0)[..200].to_vec()] {
         for form in ["caption", "RealESRGAN_x4plus", "strip_background"] {
@@ -181,4 +223,48 @@ fn a_broken_source_is_the_jobs_fault_and_not_the_workers() {
         }
     }
     assert!(run(&engine, "GFPGAN", drawn(0)).is_err());
+}
+
+#[test]
+fn times_are_measured_once_per_file_and_corrected_by_jobs() {
+    let folder = models::some();
+    let file = folder.path().join("cache/pace.json");
+    let first = engine(folder.path()).forms();
+    assert!(first.values().all(|pace| pace.seconds > 0.0), "{first:?}");
+    assert!(first["RealESRGAN_x4plus"].per_tile && !first["caption"].per_tile);
+    // What is remembered is believed, not measured again.
+    let mut kept: BTreeMap<String, Value> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    kept.get_mut("RealESRGAN_x4plus").unwrap()["seconds"] = json!(12.5);
+    std::fs::write(&file, serde_json::to_vec(&kept).unwrap()).unwrap();
+    let again = engine(folder.path());
+    assert_eq!(again.forms()["RealESRGAN_x4plus"].seconds, 12.5);
+    // 64×64 are a 64th of a tile: the job was quicker than that.
+    run(&again, "RealESRGAN_x4plus", drawn(0)).unwrap();
+    let now = again.forms()["RealESRGAN_x4plus"].seconds;
+    assert!(now < 12.5, "{now}");
+    assert_eq!(engine(folder.path()).forms()["RealESRGAN_x4plus"].seconds, now);
+    // Another file is another network.
+    models::put(
+        &models::vision_fixture("alchemy/esrgan_x4.safetensors"),
+        &folder.path().join("esrgan/RealESRGAN_x4plus.safetensors"),
+    );
+    assert_ne!(engine(folder.path()).forms()["RealESRGAN_x4plus"].seconds, now);
+}
+
+#[test]
+fn a_form_too_slow_for_a_tile_is_offered_only_where_its_owner_named_it() {
+    let folder = models::some();
+    engine(folder.path());
+    let file = folder.path().join("cache/pace.json");
+    let mut kept: BTreeMap<String, Value> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    kept.get_mut("RealESRGAN_x4plus").unwrap()["seconds"] = json!(200.0);
+    std::fs::write(&file, serde_json::to_vec(&kept).unwrap()).unwrap();
+    let named = models::settings(folder.path());
+    let slow = |named: &AlchemyEngine| named.forms().get("RealESRGAN_x4plus").map(Pace::most_tiles);
+    assert_eq!(slow(&models::engine(named.clone())), Some(0));
+    let unnamed = alchemy_worker::engine::EngineSettings {
+        is_named: false,
+        ..named
+    };
+    assert_eq!(slow(&models::engine(unnamed)), None);
 }

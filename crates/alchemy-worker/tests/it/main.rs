@@ -2,5 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod backend;
+mod bad_input;
 mod configuration;
 mod engine;
+mod lanes;
+mod models;
+mod verified;
+mod world;

@@ -348,8 +348,8 @@ async fn already_there(plan: &FetchPlan) -> Result<Option<Fetched>, FetchError> 
         if !meta.is_file() || size.is_some_and(|size| size != meta.len()) {
             return Ok(None);
         }
-        let sum = Stamp::sum_of(&dest)?;
-        Ok(wanted.is_none_or(|wanted| wanted == sum).then_some((meta.len(), sum)))
+        let (sum, is_right) = Stamp::judge(&dest, wanted)?;
+        Ok(is_right.then_some((meta.len(), sum)))
     };
     let found = tokio::task::spawn_blocking(look)
         .await

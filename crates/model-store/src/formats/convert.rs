@@ -1,11 +1,12 @@
-//! Turns files of other formats into safetensors, once; the result is pinned by its own sum.
+//! Turns files of other formats into safetensors, and packages' lists into word lists, once; the result is pinned by its
+//! own sum.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::sandbox::Converter;
-use super::{Refusal, ncnn, tensors};
+use super::{Refusal, ncnn, onnx, tensors, words};
 use crate::digest::Sha256Sum;
 use crate::fetch::Source;
 use crate::names::SafePath;
@@ -40,10 +41,26 @@ pub enum ConversionKind {
     NcnnUpscaler,
     /// A PyTorch checkpoint (`.ckpt`, `.pth`, `.pt`, `.bin`), read in a sandboxed child → its tensors as they are.
     Pickle,
+    /// U²-Net p as ONNX → f32 tensors.
+    U2netpOnnx,
+    /// open_nsfw as ONNX → f32 tensors.
+    OpenNsfwOnnx,
+    /// The Python source that holds RetinaFace on MobileNet 0.25 as ONNX → f32 tensors. Nothing of it is run.
+    RetinafacePython,
+    /// A text of one entry a line → every entry once.
+    Words,
+    /// The same, ordered by how common entries are → the first two thousand.
+    TopWords,
+    /// Names of classes, and the classes wanted, in this order → the first name of each class.
+    ClassNames,
 }
 
 /// Largest `.param` that is read into memory.
 const MAX_PARAM_BYTES: u64 = 4 << 20;
+/// Largest ONNX file, or source that holds one, that is read into memory.
+const MAX_ONNX_BYTES: u64 = 32 << 20;
+/// Largest list that is read into memory.
+const MAX_LIST_BYTES: u64 = 8 << 20;
 /// Largest `.bin` that is read into memory.
 const MAX_BIN_BYTES: u64 = 512 << 20;
 
@@ -59,12 +76,39 @@ impl ConversionKind {
                 tensors::write_safetensors(output, &tensors).map_err(Refusal::Io)
             }
             (ConversionKind::Pickle, [checkpoint]) => converter.run(checkpoint, output),
+            (ConversionKind::U2netpOnnx, [file]) => {
+                let tensors = onnx::read(&read_capped(file, MAX_ONNX_BYTES)?, onnx::Network::U2netP)?;
+                tensors::write_safetensors(output, &tensors).map_err(Refusal::Io)
+            }
+            (ConversionKind::OpenNsfwOnnx, [file]) => {
+                let tensors = onnx::read(&read_capped(file, MAX_ONNX_BYTES)?, onnx::Network::OpenNsfw)?;
+                tensors::write_safetensors(output, &tensors).map_err(Refusal::Io)
+            }
+            (ConversionKind::RetinafacePython, [source]) => {
+                let bytes = onnx::python_bytes(&read_capped(source, MAX_ONNX_BYTES)?)?;
+                let tensors = onnx::read(&bytes, onnx::Network::RetinaFace)?;
+                tensors::write_safetensors(output, &tensors).map_err(Refusal::Io)
+            }
+            (ConversionKind::Words, [list]) => write(output, words::list(&read_text(list)?, usize::MAX)?),
+            (ConversionKind::TopWords, [list]) => write(output, words::list(&read_text(list)?, words::TOP)?),
+            (ConversionKind::ClassNames, [names, classes]) => {
+                write(output, words::class_names(&read_text(names)?, &read_text(classes)?)?)
+            }
             (kind, inputs) => Err(Refusal::Malformed(format!(
                 "{kind:?} is not made of {} files",
                 inputs.len()
             ))),
         }
     }
+}
+
+fn read_text(path: &Path) -> Result<String, Refusal> {
+    String::from_utf8(read_capped(path, MAX_LIST_BYTES)?)
+        .map_err(|_| Refusal::Malformed("the list is not a text".into()))
+}
+
+fn write(output: &Path, text: String) -> Result<(), Refusal> {
+    std::fs::write(output, text).map_err(Refusal::Io)
 }
 
 fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>, Refusal> {

@@ -4,10 +4,12 @@ mod checkpoint;
 pub mod convert;
 pub mod gguf;
 pub mod ncnn;
+pub mod onnx;
 mod pickle;
 pub mod safetensors;
 pub mod sandbox;
 pub mod tensors;
+pub mod words;
 
 use std::path::Path;
 

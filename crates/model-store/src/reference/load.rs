@@ -1,6 +1,6 @@
 //! Where references come from: the primary service, then the legacy files, then the last good copy, then the snapshot.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -153,7 +153,7 @@ pub(super) fn names(kind: Kind) -> Option<(&'static str, &'static str)> {
         Kind::Controlnet => ("controlnet", "controlnet.json"),
         Kind::SafetyChecker => ("safety_checker", "safety_checker.json"),
         Kind::Miscellaneous => ("miscellaneous", "miscellaneous.json"),
-        Kind::ControlnetAnnotator => return None,
+        Kind::ControlnetAnnotator | Kind::Background | Kind::Nsfw => return None,
     })
 }
 

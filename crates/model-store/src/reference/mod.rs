@@ -50,13 +50,17 @@ pub enum Kind {
     ControlnetAnnotator,
     /// NSFW detection.
     SafetyChecker,
-    /// LayerDiffuse, background removal and what else has no folder of its own.
+    /// LayerDiffuse and what else has no folder of its own.
     Miscellaneous,
+    /// Background removal.
+    Background,
+    /// Whether a picture is safe for work, for the form of that name.
+    Nsfw,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 11] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Image,
         Kind::Text,
         Kind::Clip,
@@ -68,6 +72,8 @@ impl Kind {
         Kind::ControlnetAnnotator,
         Kind::SafetyChecker,
         Kind::Miscellaneous,
+        Kind::Background,
+        Kind::Nsfw,
     ];
 
     /// Folder below the models directory.
@@ -84,6 +90,8 @@ impl Kind {
             Kind::ControlnetAnnotator => "controlnet/annotators",
             Kind::SafetyChecker => "safety_checker",
             Kind::Miscellaneous => "miscellaneous",
+            Kind::Background => "rembg",
+            Kind::Nsfw => "nsfw",
         }
     }
 }

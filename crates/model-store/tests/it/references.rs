@@ -111,7 +111,14 @@ async fn a_copy_is_asked_for_when_it_is_old_and_read_only_where_it_has_changed()
 
     let copy = dir.path().join("text_generation.json");
     let old = std::time::SystemTime::now() - Duration::from_secs(3_600);
-    let make_old = || std::fs::File::options().append(true).open(&copy).unwrap().set_modified(old).unwrap();
+    let make_old = || {
+        std::fs::File::options()
+            .append(true)
+            .open(&copy)
+            .unwrap()
+            .set_modified(old)
+            .unwrap()
+    };
     make_old();
     assert_eq!(again(60).await, Refreshed::Unchanged);
     assert_eq!(server.seen().last().unwrap().if_none_match.as_deref(), Some("\"one\""));

@@ -1,12 +1,11 @@
 //! Interrogation: which words of ranked lists fit a picture best.
 
-use std::collections::hash_map::DefaultHasher;
-use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use imaging::Picture;
 
+use super::places::{self, PlaceCache};
 use super::{Clip, ClipTokenizer};
 use crate::error::{Result, VisionError};
 
@@ -77,50 +76,31 @@ impl WordList {
             words,
         }
     }
-
-    /// A name for the cache file that changes with the words and with the model.
-    fn fingerprint(&self, model: &str) -> String {
-        let mut hasher = DefaultHasher::new();
-        (&self.name, &self.words, model).hash(&mut hasher);
-        format!("{}-{:016x}.safetensors", self.name, hasher.finish())
-    }
 }
 
 impl Interrogator {
-    /// Embeds the lists, or reads their places from `cache` where `model` (any name that changes with the weights) and
-    /// the words are the same. A cache that cannot be written is no error.
+    /// Places the words of all lists in CLIP's space. What `cache` has is read, what it has not is computed, kept piece by
+    /// piece, and goes on there the next time. `progress(done, total)` counts words and ends the work with `false`
+    /// ([`VisionError::Cancelled`]). A cache that cannot be written is no error.
     pub fn new(
         clip: Clip,
         tokenizer: &ClipTokenizer,
         lists: Vec<WordList>,
-        cache: Option<(&Path, &str)>,
+        cache: Option<&PlaceCache>,
+        progress: &mut dyn FnMut(usize, usize) -> bool,
     ) -> Result<Self> {
-        let lists = lists
-            .into_iter()
-            .filter(|list| !list.words.is_empty())
-            .map(|list| {
-                let path = cache.map(|(folder, model)| folder.join(list.fingerprint(model)));
-                let cached = path.as_ref().and_then(|path| read_cache(path, list.words.len(), &clip));
-                let places = match cached {
-                    Some(places) => places,
-                    None => {
-                        let context_len = clip.text.context_len();
-                        let ids = list
-                            .words
-                            .iter()
-                            .map(|word| tokenizer.encode(word, context_len))
-                            .collect::<Result<Vec<_>>>()?;
-                        let places = clip.text.embed(&ids)?;
-                        if let Some(path) = &path {
-                            write_cache(path, &places);
-                        }
-                        places
-                    }
-                };
-                Ok((list, places))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Self { clip, lists })
+        let lists: Vec<WordList> = lists.into_iter().filter(|list| !list.words.is_empty()).collect();
+        let total = lists.iter().map(|list| list.words.len()).sum();
+        let mut done = 0;
+        let mut placed = Vec::new();
+        for list in lists {
+            let before = done;
+            let mut step = |words: usize| progress(before + words, total);
+            let places = places::of(&clip, tokenizer, &list, cache, &mut step)?;
+            done += list.words.len();
+            placed.push((list, places));
+        }
+        Ok(Self { clip, lists: placed })
     }
 
     /// For each list its `top` best words, best first.
@@ -160,28 +140,6 @@ fn shares(cosines: &[f32], scale: f32) -> Vec<f32> {
     raised.iter().map(|r| 100.0 * r / sum).collect()
 }
 
-fn read_cache(path: &Path, n_words: usize, clip: &Clip) -> Option<Tensor> {
-    let places = candle_core::safetensors::load(path, &clip.vision.device)
-        .ok()?
-        .remove("places")?;
-    (places.dims2().ok()?.0 == n_words).then_some(places)
-}
-
-fn write_cache(path: &Path, places: &Tensor) {
-    let write = || -> std::result::Result<(), String> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(|e| e.to_string())?;
-        }
-        let temporary = path.with_extension("partial");
-        let named = std::collections::HashMap::from([("places".to_owned(), places.clone())]);
-        candle_core::safetensors::save(&named, &temporary).map_err(|e| e.to_string())?;
-        std::fs::rename(&temporary, path).map_err(|e| e.to_string())
-    };
-    if let Err(reason) = write() {
-        tracing::debug!(path = %path.display(), reason, "word places were not cached");
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,10 +155,5 @@ mod tests {
     fn a_word_list_is_its_lines() {
         let list = WordList::parse("mediums", "oil painting\n\n  pastel \n");
         assert_eq!(list.words, ["oil painting", "pastel"]);
-        assert_ne!(list.fingerprint("a"), list.fingerprint("b"));
-        assert_ne!(
-            list.fingerprint("a"),
-            WordList::parse("mediums", "pastel").fingerprint("a")
-        );
     }
 }

@@ -3,6 +3,7 @@
 //! Radford et al. 2021 (arXiv 2103.00020). Both published layouts are read: OpenAI's and Hugging Face's.
 
 mod interrogate;
+mod places;
 mod tokens;
 
 use candle_core::{D, DType, Tensor};
@@ -13,6 +14,7 @@ use crate::layers::{Act, LayerNorm, Linear};
 use crate::transformer::{HF_CLIP, Layer, LayerKeys, LayerStyle, OPENAI_CLIP, TowerKeys, VisionTower, heads};
 use crate::weights::Weights;
 pub use interrogate::{Interrogator, Tag, WordList};
+pub use places::PlaceCache;
 pub use tokens::ClipTokenizer;
 
 /// Numbers that the tensors do not tell; `None` is what every published CLIP has (one head per 64 channels).

@@ -13,7 +13,7 @@ use imaging::{Picture, Planar, Rounding};
 
 use crate::error::{Result, VisionError};
 use crate::weights::Weights;
-pub use plan::{MAX_RESULT_PIXELS, MAX_RESULT_SIDE, TilePlan, Tiling};
+pub use plan::{MAX_RESULT_PIXELS, MAX_RESULT_SIDE, TilePlan, Tiling, fits_result};
 
 /// What a super-resolution network does to (1, 3, h, w) RGB in 0..=1.
 pub(crate) trait Network: Send + Sync {

@@ -143,7 +143,7 @@ fn positions(len: usize, tile: usize, overlap: usize) -> Vec<(usize, usize)> {
 }
 
 /// Refuses an enlargement beyond [`MAX_RESULT_PIXELS`] or [`MAX_RESULT_SIDE`]. Sides in source pixels.
-fn fits_result(width: u32, height: u32, scale: usize) -> Result<()> {
+pub fn fits_result(width: u32, height: u32, scale: usize) -> Result<()> {
     let side = |side: u32| u64::from(side).saturating_mul(scale as u64);
     let (width, height) = (side(width), side(height));
     if width.saturating_mul(height) > MAX_RESULT_PIXELS || width.max(height) > MAX_RESULT_SIDE {

@@ -11,16 +11,22 @@ const MAX_ANSWER_BYTES: u64 = 4096;
 /// Answers, from a terminal or from a pipe.
 pub(super) struct Input {
     is_terminal: bool,
+    /// Nobody is asked: every answer is Enter.
+    is_silent: bool,
 }
 
 impl Input {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(is_silent: bool) -> Self {
         Self {
             is_terminal: std::io::stdin().is_terminal(),
+            is_silent,
         }
     }
 
     pub(super) fn ask(&mut self, question: &str) -> Result<String, Stop> {
+        if self.is_silent {
+            return Ok(String::new());
+        }
         print!("{question}");
         let _ = std::io::stdout().flush();
         let mut line = String::new();
@@ -40,7 +46,7 @@ impl Input {
     /// As [`Input::ask`], without showing what is typed.
     pub(super) fn ask_secret(&mut self, question: &str) -> Result<String, Stop> {
         use crossterm::event::{Event, KeyCode, KeyEventKind, KeyModifiers, read};
-        if !self.is_terminal {
+        if !self.is_terminal || self.is_silent {
             return self.ask(question);
         }
         print!("{question}");

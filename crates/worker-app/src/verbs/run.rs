@@ -62,7 +62,7 @@ pub fn run<P: Program>(loaded: &Loaded<P::Config>) -> Result<(), Stop> {
         .map_err(|error| Stop::failed(format!("the runtime cannot be started: {error}")))?;
     let context = crate::context::<P>(loaded, Some(&key))?;
     P::models(&context)?;
-    let chosen = devices::choose(P::NAME, &common.devices)?;
+    let chosen = P::engines(&context, devices::choose(P::NAME, &common.devices)?)?;
     tracing::info!(
         program = P::NAME,
         version = P::VERSION,

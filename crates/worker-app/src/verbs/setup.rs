@@ -35,6 +35,8 @@ pub struct Asking<'a, P: Program> {
     pub runtime: &'a tokio::runtime::Runtime,
     /// Answers taken from another worker's configuration.
     pub imported: Imported,
+    /// Ask nobody: take what is set and what is proposed.
+    pub is_silent: bool,
 }
 
 /// Asks, checks with the Horde where it can be reached, and writes.
@@ -42,18 +44,27 @@ pub fn setup<P: Program>(asking: &Asking<'_, P>, target: &Path) -> Result<(), St
     if target.exists() {
         return Err(exists(target, P::NAME));
     }
-    println!(
-        "This writes `{}`. Four questions; Enter takes what stands in [brackets].\n",
-        target.display()
-    );
-    let mut input = Input::new();
+    if asking.is_silent {
+        println!("This writes `{}`, without a question.\n", target.display());
+    } else {
+        println!(
+            "This writes `{}`. Four questions; Enter takes what stands in [brackets].\n",
+            target.display()
+        );
+    }
+    let mut input = Input::new(asking.is_silent);
 
     let (key, user) = ask_key(asking, &mut input)?;
     let client = client_with(asking.context, &key);
+    let worker_name = ask_name(asking, &client, user.as_ref(), &mut input)?;
+    let found = devices::probe(P::NAME).unwrap_or_default();
+    let device = ask_device(&found, &mut input)?;
+    let models = ask_models(&P::choices_on(asking.context, &device, &found), &mut input)?;
+    let left_to_do = P::after_setup(asking.context, &models);
     let answers = Answers {
-        worker_name: ask_name(asking, &client, user.as_ref(), &mut input)?,
-        device: ask_device(&devices::probe(P::NAME).unwrap_or_default(), &mut input)?,
-        models: ask_models(&P::choices(asking.context), &mut input)?,
+        worker_name,
+        device,
+        models,
     };
     let mut text = fill(P::CONFIG_FILE, P::NAME, P::MODELS_KEY, &answers);
     text = add_imported(&text, &asking.imported);
@@ -64,6 +75,9 @@ pub fn setup<P: Program>(asking: &Asking<'_, P>, target: &Path) -> Result<(), St
             "\nNot taken over, as there is no counterpart or it is decided otherwise here: {}.",
             keys.join(", ")
         );
+    }
+    if let Some(lines) = left_to_do {
+        println!("\n{lines}");
     }
     println!(
         "\nWrote `{}`. Next: `{} doctor`, then `{}`.",
@@ -107,6 +121,12 @@ fn ask_key<P: Program>(asking: &Asking<'_, P>, input: &mut Input) -> Result<(Api
         key_file.display()
     );
     let mut imported = asking.imported.api_key.clone();
+    if imported.is_none() && asking.is_silent {
+        return Err(Stop::config("there is no API key").hint(format!(
+            "put it into `{}` or into HORDE_API_KEY; a new one is at https://aihorde.net/register",
+            key_file.display()
+        )));
+    }
     if imported.is_none() {
         println!("   No key yet? https://aihorde.net/register");
     }
@@ -162,13 +182,26 @@ fn ask_name<P: Program>(
 ) -> Result<String, Stop> {
     println!("\n2. The worker's name, unique among all workers of the Horde.");
     let mut imported = asking.imported.worker_name.clone();
+    let mut set = asking
+        .loaded
+        .is_named
+        .then(|| asking.loaded.common.worker_name.to_string());
+    if imported.is_none() && set.is_none() && asking.is_silent {
+        return Err(Stop::config("the worker has no name").hint("give it with `--name NAME` or HORDE_WORKER_NAME"));
+    }
     for _ in 0..MOST_TRIES {
         let typed = match imported.take() {
             Some(name) => {
                 println!("   Taken from the imported file: {}", printable(&name));
                 name
             }
-            None => input.ask(&format!("   Name of this {}: ", P::NAME))?,
+            None => match set.take() {
+                Some(name) => {
+                    println!("   Set already: {}", printable(&name));
+                    name
+                }
+                None => input.ask(&format!("   Name of this {}: ", P::NAME))?,
+            },
         };
         let name = match typed.parse::<WorkerName>() {
             Ok(name) => name,
@@ -231,9 +264,17 @@ fn ask_models(choices: &[Choice], input: &mut Input) -> Result<Vec<String>, Stop
             printable(&choice.description)
         );
     }
-    let mut picked = input.pick("   Numbers, separated by commas [1]: ", choices.len(), true)?;
+    let mut proposed: Vec<usize> = (0..choices.len())
+        .filter(|idx| choices.get(*idx).is_some_and(|choice| choice.is_proposed))
+        .collect();
+    if proposed.is_empty() {
+        proposed.push(0);
+    }
+    let numbers: Vec<String> = proposed.iter().map(|idx| (idx + 1).to_string()).collect();
+    let question = format!("   Numbers, separated by commas [{}]: ", numbers.join(","));
+    let mut picked = input.pick(&question, choices.len(), true)?;
     if picked.is_empty() {
-        picked.push(0);
+        picked = proposed;
     }
     Ok(picked
         .into_iter()

@@ -15,8 +15,9 @@ use crate::backend::{Engine, EngineReport, Fault, JobContext, LoadError};
 /// Stack of a job's thread: model code recurses deeper than the 2 MiB default of a thread allows.
 const JOB_STACK_BYTES: usize = 16 << 20;
 
-/// How often an idle engine is asked whether what it can do has changed: memory may have fallen free.
-const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// How often an idle engine is asked whether what it can do has changed: memory may have fallen free, or what it does beside
+/// its jobs may be done.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Serves one engine over this process's stdin and stdout until the supervisor closes the pipe.
 ///
@@ -81,7 +82,7 @@ impl<E: Engine> Host<E> {
                 let _ = self.engine.set(engine);
                 self.tell_report();
                 loop {
-                    std::thread::sleep(REPORT_EVERY);
+                    std::thread::sleep(LOOK);
                     // A job tells the report itself when it ends.
                     if lock(&self.cancels).is_empty() {
                         self.tell_report();
