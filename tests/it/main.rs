@@ -4,11 +4,15 @@ mod alchemist;
 mod arrows;
 mod bad_jobs;
 mod bridges;
+mod chat;
 mod dreamer;
+#[path = "../../crates/textgen/tests/it/kobold_server.rs"]
+mod kobold_server;
 #[path = "../../crates/textgen/tests/it/llama_server.rs"]
 mod llama_server;
 mod loras;
 mod post;
+mod real_kobold;
 mod refusals;
 mod safety;
 mod scribe;

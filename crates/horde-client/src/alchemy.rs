@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ids::GenerationId;
-use crate::kind::{JobKind, Popped, PoppedJob};
+use crate::kind::{HandBack, JobKind, Popped, PoppedJob};
 use crate::notices;
 use crate::tolerant::{lenient, or_default, words};
 
@@ -153,6 +153,7 @@ impl JobKind for Alchemy {
             jobs.push(PoppedJob {
                 generations,
                 model: None,
+                fault_model: None,
                 ttl: None,
                 payload,
             });
@@ -168,7 +169,7 @@ impl JobKind for Alchemy {
         json!({ "id": id, "result": submission.result, "state": "ok" })
     }
 
-    fn fault_body(id: GenerationId) -> Value {
+    fn fault_body(id: GenerationId, _: HandBack<'_>) -> Value {
         json!({ "id": id, "result": {}, "state": "faulted" })
     }
 }

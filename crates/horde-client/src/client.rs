@@ -12,7 +12,7 @@ use url::Url;
 
 use crate::error::ApiError;
 use crate::ids::GenerationId;
-use crate::kind::{JobKind, Popped};
+use crate::kind::{HandBack, JobKind, Popped};
 use crate::recover;
 use crate::secret::{ApiKey, SignedUrl};
 use crate::transport::{Request, RequestClass, Response, Transport, TransportError, Watch};
@@ -187,8 +187,8 @@ impl Client {
     }
 
     /// Hands a generation back.
-    pub async fn fault<K: JobKind>(&self, id: &GenerationId) -> Result<Submitted, ApiError> {
-        self.hand_in::<K>(&K::fault_body(id.clone())).await
+    pub async fn fault<K: JobKind>(&self, id: &GenerationId, told: HandBack<'_>) -> Result<Submitted, ApiError> {
+        self.hand_in::<K>(&K::fault_body(id.clone(), told)).await
     }
 
     async fn hand_in<K: JobKind>(&self, body: &Value) -> Result<Submitted, ApiError> {

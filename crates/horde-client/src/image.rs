@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ids::GenerationId;
-use crate::kind::{JobKind, Popped, PoppedJob};
+use crate::kind::{HandBack, JobKind, Popped, PoppedJob};
 use crate::metadata::{MOST_ENTRIES, Metadata, State};
 use crate::notices::{self, WireMessage};
 use crate::tolerant::{lenient, lenient_list, or_default, real, seed, whole, words};
@@ -330,6 +330,7 @@ impl JobKind for Image {
         let job = PoppedJob {
             generations: notices::generations(ids, uploads),
             model: response.model,
+            fault_model: None,
             ttl: response.ttl.map(notices::lease),
             payload,
         };
@@ -353,7 +354,7 @@ impl JobKind for Image {
         body
     }
 
-    fn fault_body(id: GenerationId) -> Value {
+    fn fault_body(id: GenerationId, _: HandBack<'_>) -> Value {
         json!({ "id": id, "generation": "faulted", "state": "faulted", "seed": 0 })
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::ids::GenerationId;
 use crate::secret::SignedUrl;
@@ -34,7 +34,33 @@ pub trait JobKind: Send + Sync + 'static {
     /// The whole body of a submit for a finished generation.
     fn submit_body(id: GenerationId, submission: &Self::Submission) -> serde_json::Value;
     /// The whole body of a submit that hands a generation back. Never carries censorship metadata.
-    fn fault_body(id: GenerationId) -> serde_json::Value;
+    fn fault_body(id: GenerationId, told: HandBack<'_>) -> serde_json::Value;
+}
+
+/// What a hand-back tells besides its id, where the kind's wire has words for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandBack<'a> {
+    /// See [`PoppedJob::fault_model`].
+    pub model: Option<&'a str>,
+    /// Why.
+    pub cause: Cause,
+}
+
+/// Why a generation is handed back, as coarsely as servers ask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// Anything without a word of its own.
+    #[default]
+    Failed,
+    /// What was asked does not fit the context, and must not be cut.
+    Overflow,
+    /// The form that the answer must have cannot be kept to.
+    Unbuildable,
+    /// What was made breaks what was asked for.
+    Violation,
+    /// The server did not take the result.
+    Refused,
 }
 
 /// What one pop brought.
@@ -55,6 +81,8 @@ pub struct PoppedJob<P> {
     pub generations: Vec<Generation>,
     /// Model to run, where the kind has models.
     pub model: Option<String>,
+    /// Model that a hand-back of this job names; `None` where its wire names none.
+    pub fault_model: Option<String>,
     /// Lease counted from the pop; `None` means the kind's default.
     pub ttl: Option<Duration>,
     /// The parameters, or why they could not be read (then every generation is faulted).

@@ -17,9 +17,10 @@ pub fn read_pop<K: JobKind>(body: &[u8]) -> Result<Popped<K::Payload>, ApiError>
         Ok(response) => return Ok(K::split(response)),
         Err(error) => error,
     };
+    let text = String::from_utf8_lossy(body);
     let ids = match serde_json::from_slice::<Value>(body) {
         Ok(value) => ids_of_value(&value),
-        Err(_) => ids_of_fragment(&String::from_utf8_lossy(body)),
+        Err(_) => ids_of_fragment(&text),
     };
     if ids.is_empty() {
         return Err(bad_body(&error));
@@ -34,6 +35,7 @@ pub fn read_pop<K: JobKind>(body: &[u8]) -> Result<Popped<K::Payload>, ApiError>
     let job = PoppedJob {
         generations,
         model: None,
+        fault_model: chat_model_of_fragment(&text),
         ttl: None,
         payload: Err(bad_body(&error).to_string()),
     };
@@ -96,6 +98,22 @@ fn ids_of_part(text: &str) -> Vec<String> {
         }
     }
     ids
+}
+
+/// The model of a chat job in a cut body, as far as it says that it is one.
+fn chat_model_of_fragment(text: &str) -> Option<String> {
+    let after = |key: &str| {
+        text.split_once(key)?
+            .1
+            .trim_start()
+            .strip_prefix(':')
+            .map(str::trim_start)
+    };
+    if !after("\"chat\"")?.starts_with("true") {
+        return None;
+    }
+    let model = after("\"model\"")?.strip_prefix('"')?.split('"').next()?;
+    Some(model.to_owned())
 }
 
 fn is_id(text: &str) -> bool {

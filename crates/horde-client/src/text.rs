@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ids::GenerationId;
-use crate::kind::{JobKind, Popped, PoppedJob};
+use crate::kind::{Cause, HandBack, JobKind, Popped, PoppedJob};
 use crate::metadata::{MOST_ENTRIES, Metadata, State};
 use crate::notices::{self, WireMessage};
 use crate::tolerant::{lenient, lenient_list, or_default, real, whole};
@@ -211,7 +211,8 @@ impl JobKind for Text {
 
     fn split(response: PopResponse) -> Popped<Payload> {
         let ids = notices::ids(response.ids, response.id);
-        let payload = if response.chat == Some(true) {
+        let is_chat = response.chat == Some(true);
+        let payload = if is_chat {
             Ok(Payload::Chat(response.payload))
         } else {
             let params = serde_json::from_value(response.payload)
@@ -220,6 +221,7 @@ impl JobKind for Text {
         };
         let job = PoppedJob {
             generations: notices::generations(ids, Vec::new()),
+            fault_model: is_chat.then(|| response.model.clone().unwrap_or_default()),
             model: response.model,
             ttl: response.ttl.map(notices::lease),
             payload,
@@ -268,7 +270,23 @@ impl JobKind for Text {
         }
     }
 
-    fn fault_body(id: GenerationId) -> Value {
-        json!({ "id": id, "generation": "faulted", "state": "faulted" })
+    fn fault_body(id: GenerationId, told: HandBack<'_>) -> Value {
+        match told.model {
+            None => json!({ "id": id, "generation": "faulted", "state": "faulted" }),
+            Some(model) => {
+                json!({ "id": id, "state": "faulted", "model_id": model, "fault_reason": fault_reason(told.cause) })
+            }
+        }
+    }
+}
+
+/// The SDK's word for why a chat job is handed back.
+fn fault_reason(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Failed => "generation_error",
+        Cause::Overflow => "prompt_overflow",
+        Cause::Unbuildable => "unbuildable_grammar",
+        Cause::Violation => "tool_violation",
+        Cause::Refused => "reply_refused",
     }
 }

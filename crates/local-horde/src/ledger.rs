@@ -43,6 +43,8 @@ pub struct Entry {
     pub reward: f64,
     /// Seconds between pop and the first closing submission.
     pub seconds: Option<f64>,
+    /// Why a chat job was handed back.
+    pub fault_reason: Option<String>,
 }
 
 /// All entries, by generation id.

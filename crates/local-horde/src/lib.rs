@@ -5,6 +5,9 @@
 pub mod agents;
 mod alchemy;
 pub mod answer;
+mod chat;
+pub mod chat_needs;
+mod chat_reply;
 mod closing;
 pub mod faults;
 pub mod http;
@@ -19,6 +22,7 @@ pub mod memory;
 pub mod model;
 pub mod objects;
 pub mod proxy;
+pub mod recording;
 pub mod routes;
 mod schema;
 mod scripted;

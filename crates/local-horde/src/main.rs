@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::Parser;
 use local_horde::proxy::{FaultProxy, Spoil};
+use local_horde::recording::Recorder;
 use local_horde::{CLIENT_KEY, Horde, Settings, WORKER_KEY, http};
 use serde_json::Value;
 
@@ -49,6 +50,9 @@ struct Arguments {
     /// Seconds for which signed addresses of objects are good.
     #[arg(long, default_value_t = 1800, value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     object_lifetime: u64,
+    /// Write every pop and submit with its answer into this file, one line of JSON each.
+    #[arg(long)]
+    record: Option<PathBuf>,
     /// Print the whole book at the end, not only its counts; both are one line of JSON.
     #[arg(long)]
     json: bool,
@@ -111,6 +115,10 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
         object_lifetime: Duration::from_secs(arguments.object_lifetime),
         ..Settings::default()
     });
+    if let Some(path) = &arguments.record {
+        let recorder = Recorder::create(path).with_context(|| format!("could not write {}", path.display()))?;
+        horde.state().recorder = Some(recorder);
+    }
     let address = SocketAddr::new(arguments.host, arguments.port);
     let running = http::serve(horde.clone(), address)
         .await

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use tokio::time::Instant;
 
 use crate::agents::Agent;
+use crate::chat_needs::Needs;
 
 /// The three kinds of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -112,6 +113,8 @@ pub struct Request {
     pub params: Map<String, Value>,
     /// Models it accepts; empty: any.
     pub models: Vec<String>,
+    /// What a chat needs of a worker; `None` for everything else.
+    pub chat: Option<Needs>,
     /// Results not yet handed out.
     pub n_waiting: u32,
     /// Results asked for.
@@ -144,6 +147,7 @@ impl Request {
             body: Map::new(),
             params: Map::new(),
             models: Vec::new(),
+            chat: None,
             n_waiting: 1,
             n_asked: 1,
             generations: Vec::new(),
@@ -200,6 +204,8 @@ pub struct Generation {
     pub state: String,
     /// Metadata as submitted.
     pub metadata: Vec<Value>,
+    /// Why a chat job was handed back.
+    pub fault_reason: Option<String>,
 }
 
 impl Generation {
@@ -219,6 +225,7 @@ impl Generation {
             seed: None,
             state: "ok".to_owned(),
             metadata: Vec::new(),
+            fault_reason: None,
         }
     }
 }

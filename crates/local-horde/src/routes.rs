@@ -32,6 +32,14 @@ pub struct Call<'a> {
 impl State {
     /// Answers a call.
     pub fn answer(&mut self, call: &Call<'_>) -> Answer {
+        let answer = self.act(call);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.note(call, &answer);
+        }
+        answer
+    }
+
+    fn act(&mut self, call: &Call<'_>) -> Answer {
         if let Some(key) = call.path.strip_prefix("/objects/") {
             return self.object(call, key);
         }
@@ -71,6 +79,8 @@ impl State {
             ("POST", ["interrogate", "submit"]) => self.submit_alchemy(call.key, &body()?),
             ("POST", ["generate", "async"]) => self.file_image(call.key, body()?),
             ("POST", ["generate", "text", "async"]) => self.file_text(call.key, body()?),
+            ("POST", ["generate", "chat", "async"]) => self.file_chat(call.key, body()?),
+            ("GET", ["generate", "chat", "status", id]) => self.chat_status(id),
             ("POST", ["interrogate", "async"]) => self.file_alchemy(call.key, body()?),
             ("GET", ["generate", "check", id]) => self.image_status(id, false),
             ("GET", ["generate", "status", id]) => self.image_status(id, true),

@@ -12,6 +12,7 @@ use crate::answer::{Answer, refuse};
 use crate::ledger::{Entry, Fate, Ledger};
 use crate::model::{Generation, Kind, Phase, Request, User, Worker};
 use crate::objects::Objects;
+use crate::recording::Recorder;
 use crate::scripted::Scripted;
 
 /// The anonymous key: may ask, may not work.
@@ -81,6 +82,8 @@ pub struct State {
     pub ledger: Ledger,
     /// Messages for workers, as they go out.
     pub messages: Vec<Value>,
+    /// Where pops and submits are written down.
+    pub recorder: Option<Recorder>,
     pub(crate) calls: HashMap<String, VecDeque<Instant>>,
     pub(crate) scripted: VecDeque<Scripted>,
 }
@@ -112,6 +115,7 @@ impl State {
             generations: HashMap::new(),
             ledger: Ledger::default(),
             messages: Vec::new(),
+            recorder: None,
             calls: HashMap::new(),
             scripted: VecDeque::new(),
         }
@@ -261,6 +265,7 @@ impl State {
                 too_late: 0,
                 reward: 0.0,
                 seconds: None,
+                fault_reason: None,
             },
         );
         self.generations.insert(generation.id.clone(), generation);

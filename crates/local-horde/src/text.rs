@@ -7,6 +7,8 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use crate::answer::{Answer, Outcome, refuse};
+use crate::chat;
+use crate::chat_needs::Declared;
 use crate::kudos;
 use crate::model::{Generation, Kind, Phase, Request};
 use crate::schema::{self, Body};
@@ -97,6 +99,7 @@ impl State {
         body.integer("max_length", 1..=MOST_LENGTH)?;
         body.integer("max_context_length", 1..=MOST_CONTEXT)?;
         body.flag("nsfw", true)?;
+        let declared = Declared::of(body, &models)?;
         let popper = self.check_in(Kind::Text, key, body)?;
         for model in &models {
             if let Some((_, owner)) = model.split_once("::")
@@ -131,13 +134,21 @@ impl State {
             let request = &self.requests[*index];
             let number = |name: &str| request.params.get(name).and_then(Value::as_i64).unwrap_or(0);
             let filed = Body(request.body.clone());
-            let fits = number("max_length") <= max_length && number("max_context_length") <= max_context;
-            let model = request.models.is_empty() || request.models.iter().any(|model| models.contains(model));
+            let served = match (&request.chat, &declared.chat) {
+                (Some(needs), Some(worker)) => chat::suits(worker, needs, request),
+                (Some(_), None) => false,
+                (None, _) => {
+                    let any = request.models.is_empty();
+                    let model = any || request.models.iter().any(|model| models.contains(model));
+                    let fits = number("max_length") <= max_length && number("max_context_length") <= max_context;
+                    declared.prompts && model && fits
+                }
+            };
             let nsfw = nsfw || !filed.flag("nsfw", false).unwrap_or(false);
             let trusted = popper.trusted || !filed.flag("trusted_workers", false).unwrap_or(false);
             let validated = agent.validated_text() || !filed.flag("validated_backends", false).unwrap_or(false);
             let speed = !too_slow || filed.flag("slow_workers", true).unwrap_or(true);
-            fits && model && nsfw && trusted && validated && speed && self.may_work(request, &popper.name)
+            served && nsfw && trusted && validated && speed && self.may_work(request, &popper.name)
         });
         let Some(index) = found else {
             self.refuse_in_maintenance(&popper.name)?;
@@ -158,32 +169,34 @@ impl State {
             .or_else(|| models.choose(&mut self.rng))
             .unwrap_or(&models[0])
             .clone();
-        let prompt = request.body.get("prompt").cloned().unwrap_or_default();
-        let mut payload = Map::new();
-        payload.insert("prompt".to_owned(), prompt);
-        payload.insert("n".to_owned(), json!(1));
-        payload.extend(
-            request
-                .params
-                .iter()
-                .filter(|(name, _)| FORWARDED.contains(&name.as_str()))
-                .map(|(name, value)| (name.clone(), value.clone())),
-        );
+        let chat = declared.chat.filter(|_| request.chat.is_some());
+        let model = chat.as_ref().map_or(model, |worker| worker.model.clone());
+        let payload = match &chat {
+            Some(worker) => chat::handed_out(worker, request),
+            None => handed_out(request),
+        };
         let request_id = request.id.clone();
         let ttl = TTL.mul_f64(self.settings.ttl_factor);
         self.hand_out(
             Generation::handed_out(&id, &request_id, &popper.name, &model, ttl),
             Kind::Text,
         );
-        Ok(Answer::ok(&json!({
+        let mut answer = json!({
             "payload": payload, "id": id, "ids": [id], "messages": self.messages, "ttl": ttl.as_secs(), "extra_source_images": null, "skipped": {},
             "softprompt": null, "model": model,
-        })))
+        });
+        if chat.is_some() {
+            answer["chat"] = json!(true);
+        }
+        Ok(Answer::ok(&answer))
     }
 
     /// `POST /v2/generate/text/submit`.
     pub(crate) fn submit_text(&mut self, key: Option<&str>, body: &Body) -> Outcome {
         let id = body.required_text("id")?;
+        if let Some(request) = self.chat_of(&id) {
+            return self.submit_chat(&id, key, body, &request);
+        }
         let text = body.required_text("generation")?;
         let state = body.text("state")?.unwrap_or_else(|| "ok".to_owned());
         if !["ok", "censored", "faulted", "csam"].contains(&state.as_str()) {
@@ -206,7 +219,7 @@ impl State {
         Ok(Answer::ok(&json!({ "reward": reward })))
     }
 
-    fn price_text(&mut self, id: &str, text: &str) {
+    pub(crate) fn price_text(&mut self, id: &str, text: &str) {
         let Some(one) = self.generations.get(id) else { return };
         let validated = self
             .workers
@@ -331,6 +344,24 @@ impl State {
             Kind::Alchemy => json!({ "forms": null, "skipped": {} }),
         })
     }
+}
+
+/// What a worker is handed of a request to continue a prompt.
+fn handed_out(request: &Request) -> Map<String, Value> {
+    let mut payload = Map::new();
+    payload.insert(
+        "prompt".to_owned(),
+        request.body.get("prompt").cloned().unwrap_or_default(),
+    );
+    payload.insert("n".to_owned(), json!(1));
+    payload.extend(
+        request
+            .params
+            .iter()
+            .filter(|(name, _)| FORWARDED.contains(&name.as_str()))
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
+    payload
 }
 
 /// Puts the fields of one object into another.

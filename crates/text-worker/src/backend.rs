@@ -60,9 +60,19 @@ impl ScribeBackend {
         Self { common, config, model }
     }
 
-    /// The Horde's name of what is served now, or why nothing is.
-    fn model_name(&self, engines: &[Facts]) -> Result<String, NothingToOffer> {
-        self.model.name(&self.config.model_name, engines).map_err(NothingToOffer)
+    /// The Horde's name of what is served now, or why nothing is. What another program says of itself at the moment goes
+    /// into `engines`, which were measured when it may have served another model.
+    fn model_name(&self, engines: &mut [Facts]) -> Result<String, NothingToOffer> {
+        if let Served::Bridge(health) = &self.model {
+            let told = health.now(engines).map_err(NothingToOffer)?;
+            for facts in &mut *engines {
+                facts.context_tokens = told.context_tokens;
+                facts.max_length = told.max_length;
+            }
+        }
+        self.model
+            .name(&self.config.model_name, engines)
+            .map_err(NothingToOffer)
     }
 
     /// Says the Horde's name of what is served whenever it is asked; `None` while nothing is.
@@ -124,10 +134,10 @@ impl Backend for ScribeBackend {
     type Output = Written;
 
     fn offer(&self, engines: &[EngineReport], _free: usize) -> Result<PopRequest, NothingToOffer> {
-        let facts: Vec<Facts> = engines.iter().filter_map(facts).collect();
+        let mut facts: Vec<Facts> = engines.iter().filter_map(facts).collect();
+        let model = self.model_name(&mut facts)?;
         let limits = self.limits(&facts)?;
         let threads: usize = engines.iter().map(|engine| engine.capacity.max(1)).sum();
-        let model = self.model_name(&facts)?;
         let chats = self.config.chat && facts.iter().all(|facts| facts.chat);
         let chat = if chats {
             declared(&model, limits, facts.iter().all(|facts| facts.effort))
@@ -159,7 +169,7 @@ impl Backend for ScribeBackend {
             }
             Ok(Payload::Chat(payload)) if self.config.chat => {
                 let model = job.model.as_deref().unwrap_or_default();
-                let (request, chat) = chat::read(&payload, model).map_err(Fault::of_job)?;
+                let (request, chat) = chat::read(&payload, model)?;
                 Work {
                     request,
                     chat: Some(chat),

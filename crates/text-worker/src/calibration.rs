@@ -222,7 +222,11 @@ impl Calibrations {
                 .map(|record| record.measured),
             Err(why) => {
                 let path = self.path.display().to_string();
-                tracing::warn!(path, why, "what was measured before cannot be used; the engine is measured anew");
+                tracing::warn!(
+                    path,
+                    why,
+                    "what was measured before cannot be used; the engine is measured anew"
+                );
                 None
             }
         }
@@ -310,17 +314,33 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let model = folder.path().join("m.gguf");
         std::fs::write(&model, "weights").unwrap();
-        let setup = |llama: LlamaSettings| Setup::of(&LlamaSettings { model: model.clone(), ..llama }, "cuda:0").unwrap();
+        let setup = |llama: LlamaSettings| {
+            Setup::of(
+                &LlamaSettings {
+                    model: model.clone(),
+                    ..llama
+                },
+                "cuda:0",
+            )
+            .unwrap()
+        };
         let first = setup(LlamaSettings::default());
         let kept = Calibrations::of(folder.path(), "cuda:0");
         assert_eq!(kept.find(&first), None, "nothing was measured");
         kept.keep(&first, measured(20.0));
         assert_eq!(kept.find(&first), Some(measured(20.0)));
-        assert_eq!(Calibrations::of(folder.path(), "cpu").find(&first), None, "another device");
-        let differing: [(&str, fn(&mut Setup)); 7] = [
+        assert_eq!(
+            Calibrations::of(folder.path(), "cpu").find(&first),
+            None,
+            "another device"
+        );
+        type Change = fn(&mut Setup);
+        let differing: [(&str, Change); 7] = [
             ("slots", |setup| setup.llama.slots = 3),
             ("threads", |setup| setup.llama.threads = 7),
-            ("flash", |setup| setup.llama.flash_attention = textgen::settings::Flash::Off),
+            ("flash", |setup| {
+                setup.llama.flash_attention = textgen::settings::Flash::Off
+            }),
             ("model", |setup| setup.model.bytes += 1),
             ("version", |setup| setup.build.version.push('a')),
             ("build", |setup| setup.build.executable.modified_unix_ms += 1),
@@ -332,14 +352,24 @@ mod tests {
             assert_eq!(kept.find(&other), None, "{what}");
         }
         // An owner who switches between two models has both.
-        let second = setup(LlamaSettings { threads: 7, ..LlamaSettings::default() });
+        let second = setup(LlamaSettings {
+            threads: 7,
+            ..LlamaSettings::default()
+        });
         kept.keep(&second, measured(30.0));
         kept.keep(&first, measured(21.0));
-        assert_eq!((kept.find(&first), kept.find(&second)), (Some(measured(21.0)), Some(measured(30.0))));
+        assert_eq!(
+            (kept.find(&first), kept.find(&second)),
+            (Some(measured(21.0)), Some(measured(30.0)))
+        );
         assert_eq!(kept.read().unwrap().len(), 2);
         assert_eq!(Calibrations::all(folder.path()).len(), 1);
         std::fs::write(&model, "other weights").unwrap();
-        assert_eq!(kept.find(&setup(LlamaSettings::default())), None, "another file of that name");
+        assert_eq!(
+            kept.find(&setup(LlamaSettings::default())),
+            None,
+            "another file of that name"
+        );
         kept.forget().unwrap();
         assert_eq!(kept.find(&first), None, "forgotten");
         kept.forget().unwrap();
@@ -355,7 +385,11 @@ mod tests {
         let with = |change: fn(&mut Measured)| {
             let mut measured = measured(20.0);
             change(&mut measured);
-            serde_json::to_string(&[Record { setup: setup.clone(), measured }]).unwrap()
+            serde_json::to_string(&[Record {
+                setup: setup.clone(),
+                measured,
+            }])
+            .unwrap()
         };
         kept.keep(&setup, measured(20.0));
         for text in [

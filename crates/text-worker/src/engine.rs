@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use textgen::chat::ChatTemplate;
 use textgen::sampler::Sampling;
 use textgen::{NoWatch, TextAnswer, TextEngine, TextError, TextRequest, Watch};
-use worker_runtime::backend::{Engine, EngineReport, Fault, JobContext};
+use worker_runtime::backend::{Cause, Engine, EngineReport, Fault, JobContext};
 
 use crate::calibration::{Calibration, Measured, milliseconds, now_unix_ms};
 use crate::chat::Chat;
@@ -270,10 +270,7 @@ impl Engine for ScribeEngine {
         let is_thinking = request.constraint.is_none() && request.prompt.trim_end().ends_with("<think>");
         let answer = self.engine.generate(request, &JobWatch(job)).map_err(fault)?;
         self.learn(&answer);
-        let reply = chat
-            .map(|chat| chat.reply(&answer, is_thinking))
-            .transpose()
-            .map_err(Fault::of_job)?;
+        let reply = chat.map(|chat| chat.reply(&answer, is_thinking)).transpose()?;
         Ok(vec![Ok(Written {
             answer,
             max_length,
@@ -285,7 +282,9 @@ impl Engine for ScribeEngine {
 /// Whom an error speaks against.
 fn fault(error: TextError) -> Fault {
     match error {
-        TextError::Cancelled | TextError::Unfit(_) | TextError::Grammar(_) => Fault::of_job(error.to_string()),
+        TextError::Overflow(_) => Fault::of_job(error.to_string()).because(Cause::Overflow),
+        TextError::Grammar(_) => Fault::of_job(error.to_string()).because(Cause::Unbuildable),
+        TextError::Cancelled | TextError::Unfit(_) => Fault::of_job(error.to_string()),
         TextError::Failed(_) | TextError::Unavailable(_) | TextError::Model(_) => Fault::of_worker(error.to_string()),
     }
 }
@@ -313,6 +312,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_horde_is_told_why_in_its_own_words() {
+        for (error, ours, cause) in [
+            (TextError::Overflow("x".into()), false, Cause::Overflow),
+            (TextError::Grammar("x".into()), false, Cause::Unbuildable),
+            (TextError::Unfit("x".into()), false, Cause::Failed),
+            (TextError::Cancelled, false, Cause::Failed),
+            (TextError::Failed("x".into()), true, Cause::Failed),
+            (TextError::Unavailable("x".into()), true, Cause::Failed),
+        ] {
+            let fault = fault(error);
+            assert_eq!((fault.ours, fault.cause), (ours, cause), "{fault}");
+        }
+    }
+
+    #[test]
     fn rounding_keeps_three_digits() {
         assert_eq!(rounded(123.456), 123.0);
         assert_eq!(rounded(0.012_345), 0.0123);
@@ -333,12 +347,18 @@ mod tests {
                 max_length: None,
                 slots: self.slots,
                 chat: None,
+                program: None,
             })
         }
 
         fn generate(&self, request: TextRequest, _: &dyn Watch) -> Result<TextAnswer, TextError> {
             self.asked.fetch_add(1, Ordering::SeqCst);
-            let busy: u64 = request.prompt.split('.').next().and_then(|slots| slots.parse().ok()).unwrap_or(1);
+            let busy: u64 = request
+                .prompt
+                .split('.')
+                .next()
+                .and_then(|slots| slots.parse().ok())
+                .unwrap_or(1);
             Ok(TextAnswer {
                 text: String::new(),
                 tokens: request.max_length,
@@ -355,7 +375,11 @@ mod tests {
     }
 
     fn fake(slots: usize, per_job: u64) -> Arc<Fake> {
-        Arc::new(Fake { asked: AtomicUsize::new(0), slots, per_job })
+        Arc::new(Fake {
+            asked: AtomicUsize::new(0),
+            slots,
+            per_job,
+        })
     }
 
     fn facts(engine: &ScribeEngine) -> Facts {
@@ -369,33 +393,50 @@ mod tests {
         std::fs::write(&model, "weights").unwrap();
         let start = |threads: u32| {
             let engine = fake(4, 10);
-            let llama = LlamaSettings { threads, ..LlamaSettings::for_model(&model) };
-            let calibration = Calibration {
-                prefill_tokens: 128,
-                ..Calibration::of(folder.path(), &llama, "cpu")
+            let llama = LlamaSettings {
+                threads,
+                ..LlamaSettings::for_model(&model)
             };
+            let mut calibration = Calibration::of(folder.path(), &llama, "cpu");
+            calibration.prefill_tokens = 128;
             let scribe = ScribeEngine::calibrated(engine.clone(), calibration).unwrap();
             (scribe, engine.asked.load(Ordering::SeqCst))
         };
         let (first, asked) = start(1);
-        assert_eq!((asked, facts(&first).write_per_second), (4, 25.0), "each slot was measured");
+        assert_eq!(
+            (asked, facts(&first).write_per_second),
+            (4, 25.0),
+            "each slot was measured"
+        );
         let (second, asked) = start(1);
         assert_eq!((asked, facts(&second)), (0, facts(&first)), "known");
         assert_eq!(start(2).1, 4, "another setting");
         // Jobs that run slower move the speed, for the next start too.
-        let slow = second.engine.generate(TextRequest::new("8.x", 32, 256), &NoWatch).unwrap();
+        let slow = second
+            .engine
+            .generate(TextRequest::new("8.x", 32, 256), &NoWatch)
+            .unwrap();
         (0..10).for_each(|_| second.learn(&slow));
         let (third, asked) = start(1);
         assert_eq!(asked, 0);
-        assert!((12.0..16.0).contains(&facts(&third).write_per_second), "{:?}", facts(&third));
+        assert!(
+            (12.0..16.0).contains(&facts(&third).write_per_second),
+            "{:?}",
+            facts(&third)
+        );
     }
 
     #[test]
     fn slots_that_are_too_slow_together_are_not_all_used_unless_the_owner_wants_them() {
         let check = |per_job: u64, may_use_fewer_slots: bool, slots: usize| {
-            let calibration = Calibration { may_use_fewer_slots, ..Calibration::default() };
+            let mut calibration = Calibration::default();
+            calibration.may_use_fewer_slots = may_use_fewer_slots;
             let engine = ScribeEngine::calibrated(fake(8, per_job), calibration).unwrap();
-            assert_eq!((facts(&engine).slots, engine.report().capacity), (slots, slots), "{per_job} ms");
+            assert_eq!(
+                (facts(&engine).slots, engine.report().capacity),
+                (slots, slots),
+                "{per_job} ms"
+            );
         };
         check(20, true, 8);
         // 8 at once write 2.1 tokens a second, 4 write 4.2, 2 write 8.3.

@@ -29,7 +29,7 @@ impl Health {
     pub fn of(engine: BridgeEngine, yields: Duration) -> Self {
         let health = Self(Arc::new(Mutex::new(Known {
             answer: Err("the backend was not asked yet".into()),
-            local_use: (!yields.is_zero()).then(|| LocalUse::new(yields)),
+            local_use: (!yields.is_zero()).then(|| LocalUse::new(yields, engine.parallel())),
         })));
         let told = Arc::downgrade(&health.0);
         let spawned = std::thread::Builder::new()

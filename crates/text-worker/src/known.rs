@@ -160,7 +160,9 @@ fn is_known(catalogue: &Catalogue, name: &str) -> bool {
     let (engine, model) = parts(name);
     catalogue.get(Kind::Text, name).is_some()
         || catalogue.get(Kind::Text, model).is_some()
-        || catalogue.of_kind(Kind::Text).any(|known| in_form_of(engine, &known.name).as_deref() == Some(name))
+        || catalogue
+            .of_kind(Kind::Text)
+            .any(|known| in_form_of(engine, &known.name).as_deref() == Some(name))
 }
 
 /// Names of the reference in the form of `name` that look most like it, the nearest first.
@@ -209,7 +211,10 @@ mod tests {
                 private_network: true,
                 ..HttpSettings::default()
             };
-            let fetch = FetchSettings { http, ..FetchSettings::default() };
+            let fetch = FetchSettings {
+                http,
+                ..FetchSettings::default()
+            };
             (settings, Downloader::new(fetch).unwrap())
         });
         let reference = Reference {
@@ -229,7 +234,12 @@ mod tests {
             let check = reference.check(name).expect("the reference is there");
             (check.verdict, check.hint.unwrap_or_default())
         };
-        for known in ["koboldcpp/Mistral-7B", "koboldcpp/Lite-8B", "aphrodite/org/Lite-8B", "koboldcpp/Plain-3B"] {
+        for known in [
+            "koboldcpp/Mistral-7B",
+            "koboldcpp/Lite-8B",
+            "aphrodite/org/Lite-8B",
+            "koboldcpp/Plain-3B",
+        ] {
             assert_eq!(verdict(known), (Verdict::Ok, String::new()), "{known}");
         }
         let nearest = |name: &str, names: &[&str]| {
@@ -239,7 +249,10 @@ mod tests {
             assert_eq!(quoted, names, "{hint}");
         };
         // Only names of the same engine, whatever their beginning has in common.
-        nearest("koboldcpp/Mistral-7B-it", &["koboldcpp/Mistral-7B", "koboldcpp/Mistral-7B-Instruct"]);
+        nearest(
+            "koboldcpp/Mistral-7B-it",
+            &["koboldcpp/Mistral-7B", "koboldcpp/Mistral-7B-Instruct"],
+        );
         nearest("koboldcpp/lite-8b", &["koboldcpp/Lite-8B"]);
         nearest("koboldcpp/Something-Else", &[]);
     }
@@ -252,7 +265,9 @@ mod tests {
         let count = Arc::clone(&asked);
         std::thread::spawn(move || {
             for mut stream in listener.incoming().map_while(Result::ok) {
-                let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+                let mut lines = BufReader::new(stream.try_clone().unwrap())
+                    .lines()
+                    .map_while(Result::ok);
                 let line = lines.next().unwrap_or_default();
                 lines.take_while(|line| !line.is_empty()).for_each(drop);
                 count.fetch_add(1, Ordering::SeqCst);
@@ -261,8 +276,12 @@ mod tests {
                 } else {
                     ("404 Not Found", "")
                 };
-                write!(stream, "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len())
-                    .ok();
+                write!(
+                    stream,
+                    "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+                    body.len()
+                )
+                .ok();
             }
         });
         (url, asked)
@@ -273,10 +292,17 @@ mod tests {
         let (url, asked) = server(true);
         let (folder, first) = reference(Some(&url));
         let check = first.asked("koboldcpp/Lite-8B").expect("fetched");
-        assert_eq!((check.verdict, asked.load(Ordering::SeqCst)), (Verdict::Ok, 2), "the newer service, then the file");
+        assert_eq!(
+            (check.verdict, asked.load(Ordering::SeqCst)),
+            (Verdict::Ok, 2),
+            "the newer service, then the file"
+        );
         let (_other, mut again) = reference(Some(&url));
         again.folder = folder.path().join(FOLDER);
-        assert_eq!(again.asked("koboldcpp/Nobodys").map(|check| check.verdict), Some(Verdict::Warn));
+        assert_eq!(
+            again.asked("koboldcpp/Nobodys").map(|check| check.verdict),
+            Some(Verdict::Warn)
+        );
         assert_eq!(asked.load(Ordering::SeqCst), 2, "a young copy is not asked for");
         let (url, _) = server(false);
         let (_folder, without) = reference(Some(&url));
@@ -284,10 +310,17 @@ mod tests {
         let (_other, mut old) = reference(Some(&url));
         old.folder = folder.path().join(FOLDER);
         let past = std::time::SystemTime::now() - 2 * MAX_AGE;
-        let copy = std::fs::File::options().append(true).open(old.folder.join(FILE)).unwrap();
+        let copy = std::fs::File::options()
+            .append(true)
+            .open(old.folder.join(FILE))
+            .unwrap();
         copy.set_modified(past).unwrap();
         let check = old.asked("koboldcpp/Lite-8B");
-        assert_eq!(check.map(|check| check.verdict), Some(Verdict::Ok), "the old copy is used");
+        assert_eq!(
+            check.map(|check| check.verdict),
+            Some(Verdict::Ok),
+            "the old copy is used"
+        );
     }
 
     #[tokio::test]
@@ -301,7 +334,9 @@ mod tests {
             Some("koboldcpp/Mistral-7B-it".to_owned())
         }));
         // It asks for the name when it has the reference.
-        tokio::time::timeout(Duration::from_secs(30), names.recv()).await.expect("asked for a name");
+        tokio::time::timeout(Duration::from_secs(30), names.recv())
+            .await
+            .expect("asked for a name");
         assert!(folder.join(FILE).is_file());
         assert_eq!(asked.load(Ordering::SeqCst), 2);
         following.abort();

@@ -9,8 +9,12 @@ use textgen::bridge::Usage;
 pub(crate) struct LocalUse {
     /// How long after local use nothing is offered.
     yields: Duration,
+    /// Most requests of ours that run there at once.
+    parallel: usize,
     /// Jobs of ours that may still run there.
     open: usize,
+    /// Until when jobs that have ended here may not have ended there.
+    lingering: Vec<Instant>,
     /// Until when what is seen may be our own doing.
     own_until: Option<Instant>,
     /// When somebody else was seen to use it, while that still matters; about one a second, so at most some thousand.
@@ -23,10 +27,12 @@ const BLUR: Duration = Duration::from_secs(2);
 const LINGERS: Duration = Duration::from_secs(10);
 
 impl LocalUse {
-    pub(crate) fn new(yields: Duration) -> Self {
+    pub(crate) fn new(yields: Duration, parallel: usize) -> Self {
         Self {
             yields,
+            parallel,
             open: 0,
+            lingering: Vec::new(),
             own_until: None,
             local: Vec::new(),
         }
@@ -42,6 +48,8 @@ impl LocalUse {
     pub(crate) fn left(&mut self, is_made: bool, now: Instant) {
         self.open = self.open.saturating_sub(1);
         let lasts = if is_made { BLUR } else { LINGERS };
+        self.lingering.retain(|until| *until > now);
+        self.lingering.push(now + lasts);
         self.own_until = self.own_until.max(Some(now + lasts));
     }
 
@@ -55,15 +63,20 @@ impl LocalUse {
     pub(crate) fn saw(&mut self, usage: Usage, now: Instant) {
         let yields = self.yields;
         self.local.retain(|seen| now.saturating_duration_since(*seen) < yields);
-        let is_busy = usage.busy || usage.waiting > 0;
-        let seen = match self.open {
-            0 if is_busy => Some(now),
-            0 => now.checked_sub(usage.idle),
-            open if usage.waiting > open as u64 => {
+        self.lingering.retain(|until| *until > now);
+        let there = usage.waiting.saturating_add(u64::from(usage.busy));
+        if self.open > 0 {
+            // Whatever runs or waits beyond what can be ours is somebody else's.
+            let ours = self.open.min(self.parallel) + self.lingering.len();
+            if there > ours as u64 {
                 self.local.push(now);
-                return;
             }
-            _ => return,
+            return;
+        }
+        let seen = if there > 0 {
+            Some(now)
+        } else {
+            now.checked_sub(usage.idle)
         };
         // `None` is earlier than any time: without anything of ours, all of it is somebody else's.
         if seen > self.own_until
@@ -102,7 +115,7 @@ mod tests {
     #[test]
     fn local_use_is_yielded_to_for_the_whole_time() {
         let now = start();
-        let mut seen = LocalUse::new(seconds(20));
+        let mut seen = LocalUse::new(seconds(20), 1);
         seen.saw(IDLE, now);
         assert_eq!(seen.in_use(now), None);
         seen.saw(
@@ -120,7 +133,7 @@ mod tests {
     #[test]
     fn our_own_requests_are_not_taken_for_somebody_elses() {
         let now = start();
-        let mut seen = LocalUse::new(seconds(20));
+        let mut seen = LocalUse::new(seconds(20), 1);
         seen.popped(now);
         seen.saw(
             Usage {
@@ -150,32 +163,56 @@ mod tests {
         assert_eq!(seen.in_use(now + seconds(19)), Some(seconds(1)));
     }
 
+    /// `waiting` behind one that runs.
+    fn full(waiting: u64) -> Usage {
+        Usage {
+            idle: seconds(1),
+            busy: true,
+            waiting,
+        }
+    }
+
     #[test]
-    fn somebody_who_waits_behind_our_job_is_seen() {
+    fn somebody_beside_our_job_is_seen_whoever_of_both_waits() {
         let now = start();
-        let mut seen = LocalUse::new(seconds(20));
+        let mut seen = LocalUse::new(seconds(20), 1);
         seen.popped(now);
-        seen.saw(
-            Usage {
-                idle: seconds(1),
-                busy: true,
-                waiting: 2,
-            },
-            now + seconds(3),
-        );
-        assert_eq!(seen.in_use(now + seconds(3)), Some(Duration::ZERO));
-        let mut seen = LocalUse::new(seconds(20));
+        // Another one of ours waits here, not there.
+        seen.popped(now);
+        seen.saw(full(0), now + seconds(3));
+        assert_eq!(seen.in_use(now + seconds(3)), None);
+        seen.saw(full(1), now + seconds(4));
+        assert_eq!(seen.in_use(now + seconds(4)), Some(Duration::ZERO));
+        let mut seen = LocalUse::new(seconds(20), 2);
+        seen.popped(now);
+        seen.popped(now);
+        seen.saw(full(1), now + seconds(3));
+        assert_eq!(seen.in_use(now + seconds(3)), None);
+        seen.saw(full(2), now + seconds(4));
+        assert!(seen.in_use(now + seconds(4)).is_some());
+    }
+
+    #[test]
+    fn our_next_job_may_wait_for_the_end_of_our_last() {
+        let now = start();
+        let mut seen = LocalUse::new(seconds(20), 1);
         seen.popped(now);
         seen.left(true, now + seconds(5));
-        // Nothing of ours runs, and yet it is busy.
-        seen.saw(
-            Usage {
-                idle: seconds(3),
-                busy: true,
-                waiting: 0,
-            },
-            now + seconds(8),
-        );
+        seen.popped(now + seconds(5));
+        seen.saw(full(1), now + seconds(6));
+        assert_eq!(seen.in_use(now + seconds(6)), None);
+        // By now the last one has ended there, too.
+        seen.saw(full(1), now + seconds(8));
+        assert!(seen.in_use(now + seconds(8)).is_some());
+    }
+
+    #[test]
+    fn what_is_busy_without_us_is_somebody_elses() {
+        let now = start();
+        let mut seen = LocalUse::new(seconds(20), 1);
+        seen.popped(now);
+        seen.left(true, now + seconds(5));
+        seen.saw(full(0), now + seconds(8));
         assert_eq!(seen.in_use(now + seconds(27)), Some(seconds(19)));
     }
 
@@ -187,7 +224,7 @@ mod tests {
             busy: true,
             waiting: 0,
         };
-        let mut seen = LocalUse::new(seconds(20));
+        let mut seen = LocalUse::new(seconds(20), 1);
         seen.popped(now);
         seen.left(false, now + seconds(3));
         // The backend is still stopping what we gave up.
@@ -206,7 +243,7 @@ mod tests {
             busy: true,
             waiting: 0,
         };
-        let mut seen = LocalUse::new(seconds(20));
+        let mut seen = LocalUse::new(seconds(20), 1);
         // The engine measures before the supervisor hears of it.
         for second in 0..5 {
             seen.saw(busy, now + seconds(second));
@@ -215,7 +252,7 @@ mod tests {
         assert!(seen.in_use(ready).is_some());
         seen.measured(now, ready);
         assert_eq!(seen.in_use(ready), None);
-        let mut seen = LocalUse::new(seconds(20));
+        let mut seen = LocalUse::new(seconds(20), 1);
         let earlier = Usage {
             idle: seconds(8),
             ..IDLE

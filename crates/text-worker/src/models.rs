@@ -35,7 +35,8 @@ pub(crate) fn run(command: &ScribeCommand, context: &Context<Scribe>) -> Result<
             if all.is_empty() {
                 println!("nothing is known yet: the first start measures");
             }
-            all.iter().try_for_each(|calibrations| calibration(calibrations, *forget))
+            all.iter()
+                .try_for_each(|calibrations| calibration(calibrations, *forget))
         }
     }
 }
@@ -51,7 +52,10 @@ fn calibration(calibrations: &Calibrations, forget: bool) -> Result<(), Stop> {
         Ok(records) => records.iter().for_each(|record| {
             println!("{}{}", if forget { "forgotten: " } else { "" }, line(record));
         }),
-        Err(why) => println!("{}: cannot be used and counts for nothing ({why})", calibrations.device()),
+        Err(why) => println!(
+            "{}: cannot be used and counts for nothing ({why})",
+            calibrations.device()
+        ),
     }
     Ok(())
 }

@@ -173,7 +173,10 @@ mod tests {
         assert_eq!((request.sampling.top_k, request.sampling.rep_pen_range), (40, 1024));
         assert_eq!((request.sampling.tfs, request.sampling.min_p), (0.97, 0.05));
         assert_eq!(request.sampling.dry.multiplier, 0.8);
-        assert_eq!((request.sampling.presence_penalty, request.sampling.answer.frequency), (0.25, 0.5));
+        assert_eq!(
+            (request.sampling.presence_penalty, request.sampling.answer.frequency),
+            (0.25, 0.5)
+        );
         assert!(request.sampling.mirostat.is_some_and(|mirostat| mirostat.second));
         assert!(request.ban_eos && request.include_stop && request.formatting.single_line);
         assert_eq!(request.stop, ["\nUser:"]);

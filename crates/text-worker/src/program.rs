@@ -10,7 +10,6 @@ use textgen::{TextEngine, TextError, gguf};
 use worker_app::{Check, Choice, Common, Context, DeviceFound, Program, Stop};
 
 use crate::backend::{ScribeBackend, Served};
-use crate::calibration::Calibration;
 use crate::config::{Config, DEMO_MODEL};
 use crate::engine::ScribeEngine;
 use crate::health::Health;
@@ -197,6 +196,7 @@ impl Program for Scribe {
         let mut choices = vec![Choice {
             name: DEMO_MODEL.to_owned(),
             description: "98 MB, answers within seconds on any processor; to try things out".to_owned(),
+            is_proposed: false,
         }];
         for folder in [context.models_dir.join("text"), context.models_dir.clone()] {
             let files = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
@@ -205,6 +205,7 @@ impl Program for Scribe {
                     choices.push(Choice {
                         description: "on disk".to_owned(),
                         name,
+                        is_proposed: false,
                     });
                 }
             }
@@ -253,13 +254,10 @@ fn backend_checks(dialect: Dialect, context: &Context<Scribe>) -> Vec<Check> {
             } else {
                 config.model_name.clone()
             };
-            let backend = Check::ok(
-                "backend",
-                format!(
-                    "serves `{}` with {} tokens, offered as `{name}`",
-                    facts.model, facts.context_tokens
-                ),
-            );
+            let (model, tokens) = (&facts.model, facts.context_tokens);
+            let program = facts.program.map(|program| format!("{program} ")).unwrap_or_default();
+            let message = format!("{program}serves `{model}` with {tokens} tokens, offered as `{name}`");
+            let backend = Check::ok("backend", message);
             let known = Reference::of(&context.common).asked(&name);
             std::iter::once(backend).chain(known).collect()
         }
@@ -293,6 +291,8 @@ fn model_name(context: &Context<Scribe>) -> String {
 #[cfg(feature = "llama")]
 fn embedded(mut settings: LlamaSettings, device: &str, state_dir: Option<&Path>) -> Result<ScribeEngine, Stop> {
     use textgen::llama::{self, LlamaEngine};
+
+    use crate::calibration::Calibration;
 
     if device == "cpu" {
         settings.gpu_layers = Some(0);

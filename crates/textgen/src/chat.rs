@@ -56,7 +56,8 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TextError::Unfit`] where the template refuses the conversation (as some do a system message or two messages of
-    /// one role in a row), is broken, or takes too many steps. The message holds nothing of the conversation.
+    /// one role in a row), is broken, or takes too many steps, [`TextError::Overflow`] where its text is longer than any
+    /// context. The message holds nothing of the conversation.
     pub fn render(&self, messages: &[Value], tools: &[Value]) -> Result<String, TextError> {
         self.render_with(messages, tools, None)
     }
@@ -97,7 +98,7 @@ impl ChatTemplate {
             })
             .map_err(refused)?;
         if text.len() > MAX_BYTES {
-            return Err(TextError::Unfit(format!("its text has {} bytes", text.len())));
+            return Err(TextError::Overflow(format!("its text has {} bytes", text.len())));
         }
         Ok(text)
     }

@@ -20,6 +20,8 @@ pub trait TextEngine: Send + Sync {
 pub struct EngineFacts {
     /// The model's own name, as the file or the backend gives it.
     pub model: String,
+    /// The other program and its version, where it says them, such as `KoboldCpp 1.76`.
+    pub program: Option<String>,
     /// Tokens of prompt and answer together that one request may use.
     pub context_tokens: u32,
     /// Longest answer the engine allows, where it has a limit of its own.
@@ -58,6 +60,9 @@ pub enum TextError {
     /// This request cannot be served by this engine; others can.
     #[error("the request does not fit: {0}")]
     Unfit(String),
+    /// Its prompt and answer are longer than the context that it or the engine has; others can be served.
+    #[error("the request does not fit: {0}")]
+    Overflow(String),
     /// The grammar or schema of the request cannot be kept to; others can be served.
     #[error("the grammar cannot be used: {0}")]
     Grammar(String),

@@ -91,11 +91,10 @@ impl LlamaSettings {
         }
     }
 
-    /// Where a batch takes most: in a layer, or at the end.
-    ///
-    /// At the end: a row of logits for each token (llama.cpp reserves them for all), with two rows of the embedding. In a layer:
-    /// the mask (32 bits for each token and cell, with flash attention 16 more), without flash attention the scores of every
-    /// head, and some rows of embedding and feed-forward. What comes out is kept apart, a row of logits for each slot.
+    /// What a batch takes: the mask (for each token and cell 16 bits, without flash attention 32) all the way, and besides the
+    /// most of three, in 32 bits: at the end a row of logits for each token (llama.cpp reserves them for all) and six of the
+    /// embedding, in attention seven of the embedding and without flash attention every head's scores, in feed-forward three of
+    /// its width and two of the embedding. What comes out is kept apart, a row of logits for each slot.
     fn compute_bytes(&self, header: &Header, slots: u32, cells: u64) -> u64 {
         let number = |key: &str| header.number(key).unwrap_or(0);
         let batch = u64::from(self.batch()).min(cells);
@@ -104,15 +103,15 @@ impl LlamaSettings {
         let experts = number("expert_feed_forward_length").saturating_mul(number("expert_used_count"));
         let forward = number("feed_forward_length").max(experts).min(1 << 24);
         let flash = self.flash_attention != Flash::Off;
-        let scores = if flash { 0 } else { number("attention.head_count") };
-        let mask_bytes = if flash { 6 } else { 4 };
-        // Nothing overflows: widths are at most 2^24, and what is multiplied with a batch saturates.
-        let rows = |width: u64| width.saturating_mul(batch);
-        let end = rows(4 * vocabulary.saturating_add(2 * embedding));
-        let attention = rows(cells.saturating_mul(mask_bytes + 4 * scores));
-        let layer = attention.saturating_add(rows(4 * (4 * embedding + 3 * forward)));
-        let out = u64::from(slots).saturating_mul(4 * vocabulary);
-        end.max(layer).saturating_add(out)
+        let mask_bytes = cells.saturating_mul(if flash { 2 } else { 4 });
+        let heads = if flash { 0 } else { number("attention.head_count") };
+        // Nothing overflows: widths are at most 2^24, and what is multiplied with a batch or with cells saturates.
+        let end_bytes = 4 * (vocabulary + 6 * embedding);
+        let attention_bytes = (4 * heads).saturating_mul(cells).saturating_add(4 * 7 * embedding);
+        let forward_bytes = 4 * (3 * forward + 2 * embedding);
+        let most = end_bytes.max(attention_bytes).max(forward_bytes);
+        let rows = mask_bytes.saturating_add(most).saturating_mul(batch);
+        rows.saturating_add(u64::from(slots).saturating_mul(4 * vocabulary))
     }
 }
 

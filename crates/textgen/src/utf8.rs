@@ -42,6 +42,13 @@ impl Utf8Stream {
     }
 }
 
+/// The last `bytes` bytes of `text`, or as many fewer as whole characters need.
+pub fn last(text: &str, bytes: usize) -> &str {
+    let start = text.len().saturating_sub(bytes);
+    let start = (start..text.len()).find(|at| text.is_char_boundary(*at));
+    start.map_or("", |at| &text[at..])
+}
+
 /// The whole characters of `bytes`: an unfinished last one is dropped, broken ones become U+FFFD.
 pub fn whole(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
@@ -60,6 +67,22 @@ mod tests {
             stream.push(part, &mut text);
         }
         text
+    }
+
+    #[test]
+    fn the_end_of_a_text_is_whole_characters() {
+        for (bytes, end) in [
+            (0, ""),
+            (1, "c"),
+            (2, "c"),
+            (3, "c"),
+            (4, "漢c"),
+            (5, "a漢c"),
+            (9, "a漢c"),
+        ] {
+            assert_eq!(last("a漢c", bytes), end, "{bytes}");
+        }
+        assert_eq!(last("", 3), "");
     }
 
     #[test]

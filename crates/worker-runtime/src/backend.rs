@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use horde_client::error::ApiError;
+pub use horde_client::kind::Cause;
 use horde_client::kind::{JobKind, PoppedJob};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -18,6 +20,8 @@ pub struct Fault {
     pub reason: String,
     /// Whether it speaks against this worker (counts towards the breaker) or only against the job.
     pub ours: bool,
+    /// The reason as the server may be told it.
+    pub cause: Cause,
 }
 
 impl Fault {
@@ -26,6 +30,7 @@ impl Fault {
         Self {
             reason: reason.into(),
             ours: false,
+            cause: Cause::Failed,
         }
     }
 
@@ -34,7 +39,13 @@ impl Fault {
         Self {
             reason: reason.into(),
             ours: true,
+            cause: Cause::Failed,
         }
+    }
+
+    /// The same with a reason that servers have a word for.
+    pub fn because(self, cause: Cause) -> Self {
+        Self { cause, ..self }
     }
 }
 
@@ -73,13 +84,21 @@ pub trait Backend: Send + Sync + 'static {
     /// What the engine made for one generation.
     type Output: Serialize + DeserializeOwned + Send + 'static;
 
-    /// The next pop's body for engines that report `engines`, or why there is nothing to pop for.
+    /// The next pop's body for engines that report `engines` (those with room, or all when none has), or why there is
+    /// nothing to pop for.
     /// `free` is how many more jobs the devices can take now, at least 1.
     fn offer(
         &self,
         engines: &[EngineReport],
         free: usize,
     ) -> Result<<Self::Kind as JobKind>::PopRequest, NothingToOffer>;
+
+    /// The server refused `request` as malformed. True where the next offer will be another one: then it is asked again
+    /// soon, and the worker does not end over it.
+    fn pop_refused(&self, request: &<Self::Kind as JobKind>::PopRequest, error: &ApiError) -> bool {
+        let _ = (request, error);
+        false
+    }
 
     /// Clamps and checks a popped job. Cheap, no I/O.
     fn validate(&self, job: &mut PoppedJob<<Self::Kind as JobKind>::Payload>) -> Result<Self::Valid, Fault>;
@@ -144,7 +163,7 @@ pub trait Engine: Send + Sync + 'static {
     /// See [`Backend::Output`].
     type Output: Serialize + DeserializeOwned + Send + 'static;
 
-    /// What it can do, after loading. Asked after each job and every few seconds while there is none.
+    /// What it can do, after loading. Asked after each job and twice a second while there is none.
     fn report(&self) -> EngineReport;
 
     /// Runs one job to its end: one entry per generation, in order. Blocks; called on up to `capacity` threads at once.

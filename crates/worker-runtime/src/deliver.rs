@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use horde_client::client::Submitted;
 use horde_client::error::{ApiError, ErrorClass, SlowReason};
+use horde_client::kind::{Cause, HandBack};
 use serde_bytes::ByteBuf;
 use tokio::time::{Instant, sleep_until};
 
@@ -114,7 +115,7 @@ pub(crate) async fn submit<B: Backend>(shop: &Workshop<B>, job: Job<Uploaded<B>>
     }
     answer
         .closing()
-        .ok_or_else(|| Fault::of_worker("the server refused the submission as malformed"))
+        .ok_or_else(|| Fault::of_worker("the server refused the submission as malformed").because(Cause::Refused))
 }
 
 async fn hand_in<B: Backend>(shop: &Workshop<B>, head: &Head, submission: &Submission<B>) -> Answer {
@@ -125,9 +126,13 @@ async fn hand_in<B: Backend>(shop: &Workshop<B>, head: &Head, submission: &Submi
 /// Hands the generation back, until the server knows or has given it up.
 pub(crate) async fn hand_back<B: Backend>(shop: &Workshop<B>, head: &Head, fault: &Fault) -> Closing {
     let id = &head.only().id;
+    let told = HandBack {
+        model: head.fault_model.as_deref(),
+        cause: fault.cause,
+    };
     tracing::warn!(%id, reason = %fault, ours = fault.ours, "a generation is handed back");
     loop {
-        let answer = knock(shop, head.lease, || shop.client.fault::<B::Kind>(id)).await;
+        let answer = knock(shop, head.lease, || shop.client.fault::<B::Kind>(id, told)).await;
         match answer {
             Answer::Accepted(_) => {
                 return Closing::Faulted {

@@ -23,6 +23,8 @@ pub(crate) struct Job<S> {
 pub(crate) struct Head {
     pub generations: Vec<Generation>,
     pub model: Option<String>,
+    /// See [`PoppedJob::fault_model`].
+    pub fault_model: Option<String>,
     pub lease: Lease,
 }
 
@@ -100,6 +102,7 @@ impl Head {
             let head = Head {
                 generations: vec![generation],
                 model: self.model.clone(),
+                fault_model: self.fault_model.clone(),
                 lease: self.lease,
             };
             Job {

@@ -15,6 +15,7 @@ use crate::deliver::{check, close, hand_back, keep, submit, upload};
 use crate::device::{Progress, RunLine};
 use crate::job::{Generated, Head, Job, Popped, Prepared, Validated};
 use crate::law::watchdog::Watchdog;
+use crate::ledger::Taken;
 use crate::slots::Slot;
 use crate::status::Stage;
 use crate::workshop::{Haste, Workshop, caught};
@@ -69,10 +70,13 @@ async fn remember<B: Backend>(shop: &Workshop<B>, mut job: Job<Popped<B>>) -> Op
         is_new
     });
     let ids: Vec<_> = generations.iter().map(|generation| generation.id.clone()).collect();
-    let (at_ms, ttl) = (shop.settings.clock.unix_ms(), job.head.lease.ttl);
-    let noted = shop
-        .record(move |ledger| ledger.popped(B::Kind::NAME, &ids, at_ms, ttl))
-        .await;
+    let taken = Taken {
+        kind: B::Kind::NAME,
+        at_ms: shop.settings.clock.unix_ms(),
+        ttl: job.head.lease.ttl,
+        fault_model: job.head.fault_model.clone(),
+    };
+    let noted = shop.record(move |ledger| ledger.popped(&ids, &taken)).await;
     if let Some(fresh) = noted {
         let mut fresh = fresh.into_iter();
         generations.retain(|generation| {
@@ -226,6 +230,7 @@ pub(crate) fn head_of<B: Backend>(job: &Popped<B>, lease: crate::job::Lease) -> 
     Head {
         generations: job.0.generations.clone(),
         model: job.0.model.clone(),
+        fault_model: job.0.fault_model.clone(),
         lease,
     }
 }

@@ -76,6 +76,7 @@ fn head_of(row: &OpenRow, now_ms: i64) -> Head {
             upload: None,
         }],
         model: None,
+        fault_model: row.fault_model.clone(),
         lease,
     }
 }

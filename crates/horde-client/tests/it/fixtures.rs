@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use horde_client::ids::GenerationId;
-use horde_client::kind::Popped;
+use horde_client::kind::{Cause, HandBack, Popped};
 use horde_client::metadata::Metadata;
 use horde_client::{Alchemy, Image, JobKind, Text, alchemy, image, text};
 use serde_json::{Value, json};
@@ -122,7 +122,7 @@ fn image_payloads_go_through_the_types_unchanged() {
                 );
             }
         } else if value["state"] == "faulted" {
-            let body = Image::fault_body(id(&value));
+            let body = Image::fault_body(id(&value), HandBack::default());
             assert_eq!((&body["id"], &body["state"]), (&value["id"], &value["state"]), "{name}");
             assert!(body["generation"].is_string() && body["seed"].is_i64(), "{name}");
         } else {
@@ -166,6 +166,12 @@ fn text_payloads_go_through_the_types_unchanged() {
                     }
                 }
             }
+        } else if name == "chat_submit_fault" {
+            let told = HandBack {
+                model: value["model_id"].as_str(),
+                cause: Cause::Overflow,
+            };
+            assert!(same(&Text::fault_body(id(&value), told), &value), "{name}");
         } else if name.starts_with("chat_submit") {
             assert_submit(
                 &name,
@@ -173,7 +179,7 @@ fn text_payloads_go_through_the_types_unchanged() {
                 &value,
             );
         } else if value["state"] == "faulted" {
-            let body = Text::fault_body(id(&value));
+            let body = Text::fault_body(id(&value), HandBack::default());
             assert_eq!((&body["id"], &body["state"]), (&value["id"], &value["state"]), "{name}");
         } else {
             let submission = text::Submission::Prompt {
@@ -207,7 +213,10 @@ fn alchemy_payloads_go_through_the_types_unchanged() {
                 );
             }
         } else if value["state"] == "faulted" {
-            assert!(same(&Alchemy::fault_body(id(&value)), &value), "{name}");
+            assert!(
+                same(&Alchemy::fault_body(id(&value), HandBack::default()), &value),
+                "{name}"
+            );
         } else {
             let submission = alchemy::Submission {
                 result: value["result"].clone(),

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use horde_client::client::ClientConfig;
 use horde_client::error::ErrorClass;
+use horde_client::kind::HandBack;
 use horde_client::transport::{Request, Response, Transport, TransportError};
 use horde_client::{Alchemy, ApiError, ApiKey, Client, Image, JobKind, Text, alchemy, image, text};
 use http::{HeaderMap, StatusCode};
@@ -69,6 +70,24 @@ fn f015_every_prefix_of_an_answer_that_names_its_id_gives_that_id() {
     }
 }
 
+#[tokio::test]
+async fn f015_a_cut_chat_job_is_handed_back_as_one() {
+    let id = "5980ddf0-b82b-4089-ab60-4085679c9e4b";
+    let whole =
+        json!({ "chat": true, "id": id, "ids": [id], "model": "koboldcpp/Lite", "payload": { "messages": [] } });
+    let whole = whole.to_string();
+    let popped = |body: &str| {
+        let client = client(Canned(StatusCode::OK, body.as_bytes().to_vec()));
+        async move { client.pop::<Text>(&text::PopRequest::default()).await.expect("a job") }
+    };
+    for cut in [whole.len(), whole.len() - 1, whole.find("messages").expect("a key")] {
+        let popped = popped(&whole[..cut]).await;
+        assert_eq!(popped.jobs[0].fault_model.as_deref(), Some("koboldcpp/Lite"), "{cut}");
+    }
+    let prompt = whole.replace("true", "false");
+    assert_eq!(popped(&prompt[..prompt.len() - 1]).await.jobs[0].fault_model, None);
+}
+
 #[test]
 fn f015_no_prefix_of_any_kind_panics() {
     for (end, _) in IMAGE.char_indices() {
@@ -100,7 +119,7 @@ async fn f053_a_reward_that_cannot_be_read_is_zero_and_the_job_is_still_accepted
     for reward in [json!(null), json!("NaN"), json!(-3.0), json!({})] {
         let answer = json!({ "reward": reward }).to_string().into_bytes();
         let submitted = client(Canned(StatusCode::OK, answer))
-            .fault::<Text>(&horde_client::ids::GenerationId("x".into()))
+            .fault::<Text>(&horde_client::ids::GenerationId("x".into()), HandBack::default())
             .await
             .expect("accepted");
         assert!(submitted.reward == 0.0 && !submitted.reward_known);

@@ -1,5 +1,6 @@
 //! The server's promises, as a worker of another author would meet them.
 
+mod chat;
 mod gates;
 mod http;
 mod memory;

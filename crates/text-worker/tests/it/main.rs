@@ -1,5 +1,7 @@
 //! The shipped configuration is what the program means, and a real model earns its living through the worker's seams.
 
+mod bridged;
+
 use std::sync::Mutex;
 
 use horde_client::kind::{Generation, PoppedJob};
@@ -85,6 +87,7 @@ fn job(payload: serde_json::Value) -> PoppedJob<Payload> {
             upload: None,
         }],
         model: None,
+        fault_model: None,
         ttl: None,
         payload: Ok(Payload::Prompt(Box::new(
             serde_json::from_value(payload).expect("tolerated"),
@@ -298,97 +301,6 @@ async fn a_popped_job_becomes_a_submission_that_a_real_model_wrote() {
     );
 }
 
-/// KoboldCpp's answers to what a bridge asks of it; `idle` seconds since its last request.
-fn kobold(idle: f64) -> String {
-    use std::io::{BufRead, BufReader, Write};
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().map_while(Result::ok) {
-            let mut lines = BufReader::new(stream.try_clone().expect("a second handle")).lines();
-            let path = lines.next().and_then(Result::ok).unwrap_or_default();
-            lines
-                .map_while(Result::ok)
-                .take_while(|line| !line.is_empty())
-                .for_each(drop);
-            let body = match path.split(' ').nth(1).unwrap_or_default() {
-                "/api/v1/model" => serde_json::json!({"result": "koboldcpp/Mistral-7B"}),
-                "/api/extra/perf" => serde_json::json!({"idletime": idle, "queue": 0, "idle": 1, "total_gens": 3}),
-                _ => serde_json::json!({"value": 2048}),
-            };
-            let body = body.to_string();
-            let length = body.len();
-            write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
-            )
-            .ok();
-        }
-    });
-    url
-}
-
-/// What is offered once the backend was asked.
-fn offered(idle: f64, yields: u64) -> Result<Vec<String>, String> {
-    offered_after(idle, yields, 3_600)
-}
-
-/// The same with an engine whose speed was measured `measured` seconds ago, in three seconds.
-fn offered_after(idle: f64, yields: u64, measured: u64) -> Result<Vec<String>, String> {
-    use textgen::bridge::{BridgeEngine, BridgeSettings, Dialect};
-    let settings = BridgeSettings {
-        url: kobold(idle),
-        ..BridgeSettings::default()
-    };
-    let engine = BridgeEngine::new(Dialect::Kobold, settings).expect("an address");
-    let health = text_worker::Health::of(engine, std::time::Duration::from_secs(yields));
-    let start = std::time::Instant::now();
-    while health.now(&[]).is_err_and(|why| why.contains("not asked yet")) {
-        assert!(start.elapsed().as_secs() < 30, "it was never asked");
-        std::thread::yield_now();
-    }
-    let unix = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .expect("after 1970");
-    let facts = text_worker::Facts {
-        model: "Mistral-7B".into(),
-        context_tokens: 2_048,
-        max_length: None,
-        slots: 1,
-        chat: false,
-        effort: false,
-        write_per_second: 20.0,
-        read_per_second: 500.0,
-        measured_unix_ms: (unix.as_secs() - measured) * 1_000,
-        measured_for_ms: 3_000,
-    };
-    let report = worker_runtime::backend::EngineReport {
-        capacity: 1,
-        facts: serde_json::to_value(facts).expect("plain data"),
-    };
-    let offer = backend_of(text_worker::Served::Bridge(health)).offer(&[report], 1);
-    offer.map(|offer| offer.models).map_err(|why| why.0)
-}
-
-#[test]
-fn nothing_is_offered_while_the_backends_owner_uses_it() {
-    let why = offered(5.0, 20).expect_err("somebody used it five seconds ago");
-    assert!(
-        why.contains("used locally 5 s ago") && why.contains("idle_seconds"),
-        "{why}"
-    );
-    let served = Ok(vec!["koboldcpp/Mistral-7B".to_owned()]);
-    assert_eq!(offered(25.0, 20), served, "it was left long ago");
-    assert_eq!(offered(5.0, 0), served, "the owner does not want to be yielded to");
-}
-
-#[test]
-fn an_engine_that_measured_the_backend_is_not_taken_for_its_owner() {
-    let served = Ok(vec!["koboldcpp/Mistral-7B".to_owned()]);
-    assert_eq!(offered_after(1.0, 20, 1), served, "it was the measuring");
-    offered_after(1.0, 20, 15).expect_err("it was measured long before");
-}
-
 #[cfg(feature = "llama")]
 #[test]
 fn what_was_measured_of_a_real_engine_is_kept_until_something_changes() {
@@ -405,9 +317,7 @@ fn what_was_measured_of_a_real_engine_is_kept_until_something_changes() {
     };
     let first = start(1);
     let file = folder.path().join("calibration/cpu.json");
-    let read = || -> serde_json::Value {
-        serde_json::from_slice(&std::fs::read(&file).expect("kept")).expect("JSON")
-    };
+    let read = || -> serde_json::Value { serde_json::from_slice(&std::fs::read(&file).expect("kept")).expect("JSON") };
     let mut kept = read();
     assert_eq!(kept[0]["measured"]["write_per_second"], first.write_per_second);
     // A speed that no machine would be measured to have shows that it was not measured again.
@@ -417,10 +327,16 @@ fn what_was_measured_of_a_real_engine_is_kept_until_something_changes() {
     assert_eq!(second.write_per_second, 12_345.0);
     assert_eq!(second.measured_unix_ms, first.measured_unix_ms);
     let other = start(2);
-    assert!(other.measured_unix_ms > first.measured_unix_ms, "another number of threads");
+    assert!(
+        other.measured_unix_ms > first.measured_unix_ms,
+        "another number of threads"
+    );
     assert_eq!(read().as_array().map(Vec::len), Some(2));
     std::fs::write(&file, "{").expect("written");
     let anew = start(1);
-    assert!(anew.write_per_second < 12_345.0 && anew.measured_unix_ms > other.measured_unix_ms, "a broken file");
+    assert!(
+        anew.write_per_second < 12_345.0 && anew.measured_unix_ms > other.measured_unix_ms,
+        "a broken file"
+    );
     assert_eq!(read().as_array().map(Vec::len), Some(1));
 }

@@ -3,6 +3,7 @@
 
 mod dialect;
 mod lines;
+mod stream;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -14,11 +15,9 @@ use tokio::runtime::Runtime;
 use url::Url;
 
 pub use self::dialect::Dialect;
-use self::dialect::Piece;
-use self::lines::Events;
+use self::stream::Running;
 use crate::engine::{EngineFacts, TextEngine, TextError, Watch};
-use crate::request::{Finish, TextAnswer, TextRequest, Timings};
-use crate::writer::Writer;
+use crate::request::{TextAnswer, TextRequest};
 
 /// Where the other program is and how it is used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -132,6 +131,11 @@ impl BridgeEngine {
         })
     }
 
+    /// Most requests that are sent to it at once.
+    pub fn parallel(&self) -> usize {
+        self.settings.parallel.clamp(1, 64)
+    }
+
     /// How it is used at the moment; `None` where it does not tell.
     ///
     /// # Errors
@@ -178,8 +182,10 @@ impl BridgeEngine {
             answer = self.send(path, None)?.timeout(QUICK).send().await;
         }
         let response = answer.map_err(down)?;
-        if !response.status().is_success() {
-            return Ok(None);
+        match response.status().as_u16() {
+            200..=299 => {}
+            401 | 403 => return Err(self.locked()),
+            _ => return Ok(None),
         }
         let bytes = response.bytes().await.map_err(down)?;
         Ok(serde_json::from_slice(&bytes[..bytes.len().min(MOST_BYTES)]).ok())
@@ -197,104 +203,21 @@ impl BridgeEngine {
         format!("the backend at {} {what}", self.settings.url)
     }
 
-    async fn stream(&self, request: &TextRequest, watch: &dyn Watch) -> Result<TextAnswer, TextError> {
-        let start = Instant::now();
-        let stall = Duration::from_secs(self.settings.stall_seconds.clamp(5, 600));
-        let model = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let model = model.map(|(_, facts)| facts.model).unwrap_or_default();
-        let seed = request.seed.unwrap_or_else(|| u64::from(rand::random::<u32>() >> 1));
-        // KoboldCpp knows requests for the Horde by this beginning, and does not count them as its owner's.
-        let tag = format!("HORDEREQ_{:016x}", rand::random::<u64>());
-        let body = self.dialect.body(request, &model, seed, &tag);
-        let send = || self.send(self.dialect.generate_path(), Some(&body));
-        let mut sending = Box::pin(send()?.send());
-        let mut is_first = true;
-        let mut response = loop {
-            match tokio::time::timeout(LOOK, &mut sending).await {
-                Ok(Err(error)) if is_first && was_closed(&error, start) => {
-                    is_first = false;
-                    sending = Box::pin(send()?.send());
-                }
-                Ok(sent) => break sent.map_err(|error| TextError::Unavailable(self.told(&error)))?,
-                Err(_) if watch.is_cancelled() => return Err(self.give_up(&tag, TextError::Cancelled).await),
-                Err(_) if start.elapsed() > stall => return Err(self.give_up(&tag, self.stalled(stall)).await),
-                Err(_) => {}
-            }
-        };
-        match response.status().as_u16() {
-            200 => {}
-            400 | 422 => return Err(TextError::Unfit("the backend does not accept it".into())),
-            status => return Err(TextError::Failed(format!("the backend answered {status}"))),
-        }
-        let mut writer = Writer::new(request);
-        let mut events = Events::default();
-        let (mut written, mut heard, mut first) = (0u32, Instant::now(), None);
-        let finish = 'answer: loop {
-            let chunk = match tokio::time::timeout(LOOK, response.chunk()).await {
-                Ok(Ok(Some(chunk))) => chunk,
-                Ok(Ok(None)) => break 'answer None,
-                Ok(Err(error)) => return Err(TextError::Unavailable(self.told(&error))),
-                Err(_) if watch.is_cancelled() => return Err(self.give_up(&tag, TextError::Cancelled).await),
-                Err(_) if heard.elapsed() > stall => return Err(self.give_up(&tag, self.stalled(stall)).await),
-                Err(_) => continue,
-            };
-            heard = Instant::now();
-            if events.push(&chunk) > MOST_BYTES {
-                return Err(self
-                    .give_up(&tag, TextError::Failed("the backend's answer has no end".into()))
-                    .await);
-            }
-            while let Some(event) = events.next() {
-                let Some(Piece { text, finish }) = self.dialect.piece(&event) else {
-                    continue;
-                };
-                if !text.is_empty() {
-                    written += 1;
-                    first.get_or_insert_with(Instant::now);
-                    watch.progress(written.min(request.max_length), request.max_length);
-                    if writer.push(text.as_bytes()) {
-                        self.abort(&tag).await;
-                        break 'answer Some(Finish::Stop);
-                    }
-                }
-                if finish.is_some() {
-                    break 'answer finish;
-                }
-            }
-            if watch.is_cancelled() {
-                return Err(self.give_up(&tag, TextError::Cancelled).await);
-            }
-        };
-        let by_count = if written >= request.max_length {
-            Finish::Length
-        } else {
-            Finish::Eos
-        };
-        let first = first.unwrap_or_else(Instant::now);
-        if finish.is_none() && written == 0 {
-            return Err(TextError::Failed("the backend ended its answer before it began".into()));
-        }
-        Ok(TextAnswer {
-            text: writer.finish(),
-            tokens: written,
-            finish: finish.unwrap_or(by_count),
-            prompt_tokens: u32::try_from(request.prompt.len() / 4).unwrap_or(u32::MAX),
-            seed,
-            timings: Timings {
-                prefill: first.duration_since(start),
-                decode: first.elapsed(),
-                ..Timings::default()
-            },
-        })
+    /// What it says where a key is missing or wrong.
+    fn locked(&self) -> TextError {
+        let url = &self.settings.url;
+        TextError::Unavailable(format!("the backend at {url} wants another key (hint: `api_key_file`)"))
     }
 
-    fn stalled(&self, stall: Duration) -> TextError {
-        TextError::Unavailable(format!("the backend was silent for {} s", stall.as_secs()))
-    }
-
-    async fn give_up(&self, tag: &str, error: TextError) -> TextError {
-        self.abort(tag).await;
-        error
+    /// Tokens of `text` by the backend's own count, where it counts.
+    async fn count(&self, text: &str, model: &str) -> Option<u32> {
+        let (path, body) = self.dialect.count(text, model)?;
+        let response = self.send(path, Some(&body)).ok()?.timeout(QUICK).send().await.ok()?;
+        if !response.status().is_success() {
+            return None;
+        }
+        self.dialect
+            .counted(&serde_json::from_slice(&response.bytes().await.ok()?).ok()?)
     }
 
     /// Tells the backend to stop; those that have no word for it see the connection end.
@@ -329,18 +252,26 @@ impl TextEngine for BridgeEngine {
             }
             Ok::<_, TextError>(answers)
         })?;
-        let about = self.dialect.about(&asked).ok_or_else(|| {
-            TextError::Unavailable(format!("{} does not say what model it serves", self.settings.url))
-        })?;
+        let about = match self.dialect.about(&asked) {
+            Some(about) if about.is_locked => return Err(self.locked()),
+            Some(about) => about,
+            None => {
+                let url = &self.settings.url;
+                return Err(TextError::Unavailable(format!(
+                    "{url} does not say what model it serves"
+                )));
+            }
+        };
         let facts = EngineFacts {
             chat: None,
             model: about.model,
+            program: about.program,
             context_tokens: match (self.settings.context_tokens, about.context_tokens) {
                 (0, told) => told.unwrap_or(2_048),
                 (set, told) => set.min(told.unwrap_or(u32::MAX)),
             },
             max_length: about.max_length,
-            slots: self.settings.parallel.clamp(1, 64),
+            slots: self.parallel(),
         };
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), facts.clone()));
         Ok(facts)
@@ -348,8 +279,20 @@ impl TextEngine for BridgeEngine {
 
     fn generate(&self, request: TextRequest, watch: &dyn Watch) -> Result<TextAnswer, TextError> {
         let request = request.clamped();
-        self.facts()?;
-        let answer = self.runtime().block_on(self.stream(&request, watch));
+        self.dialect.check(&request)?;
+        let facts = self.facts()?;
+        let running = Running {
+            engine: self,
+            model: facts.model,
+            context_tokens: facts.context_tokens,
+            seed: request.seed.unwrap_or_else(|| u64::from(rand::random::<u32>() >> 1)),
+            // KoboldCpp knows requests for the Horde by this beginning, and does not count them as its owner's.
+            tag: format!("HORDEREQ_{:016x}", rand::random::<u64>()),
+            stall: Duration::from_secs(self.settings.stall_seconds.clamp(5, 600)),
+            request: &request,
+            watch,
+        };
+        let answer = self.runtime().block_on(running.answer());
         if matches!(answer, Err(TextError::Unavailable(_))) {
             // Whoever asks next is not told that it is there.
             *self.known.lock().unwrap_or_else(PoisonError::into_inner) = None;

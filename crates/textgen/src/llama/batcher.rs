@@ -135,7 +135,7 @@ impl<'m> Batcher<'m> {
         let answer = job.request.max_length as usize;
         let slot = self.limits.context_tokens;
         let room = slot.checked_sub(answer).filter(|room| *room > 0).ok_or_else(|| {
-            TextError::Unfit(format!(
+            TextError::Overflow(format!(
                 "an answer of {answer} tokens leaves no room for a prompt in {slot} tokens"
             ))
         })?;

@@ -64,6 +64,7 @@ impl LlamaEngine {
         let source = header.chat_template().map(str::to_owned);
         let mut facts = EngineFacts {
             chat: None,
+            program: None,
             model: model_name,
             context_tokens: plan.context_tokens,
             max_length: None,
@@ -257,13 +258,22 @@ fn gpus(settings: &LlamaSettings) -> Vec<Device> {
 /// Whether the memory is there that cannot be mapped from the file. A processor's is promised by the system and taken later,
 /// from whoever is in the way: it is refused here, where the plan is no mere upper bound. A GPU's is refused by its driver.
 fn check_room(settings: &LlamaSettings, header: &Header, plan: Plan) -> Result<(), TextError> {
-    let weights = if settings.mmap && !settings.mlock { 0 } else { plan.weight_bytes };
-    let needed = plan.cache_bytes.saturating_add(plan.compute_bytes).saturating_add(weights);
+    let weights = if settings.mmap && !settings.mlock {
+        0
+    } else {
+        plan.weight_bytes
+    };
+    let needed = plan
+        .cache_bytes
+        .saturating_add(plan.compute_bytes)
+        .saturating_add(weights);
     match available_memory() {
-        Some(free) if needed > free && header.is_cache_exact() && gpus(settings).is_empty() => Err(TextError::Model(format!(
-            "{plan}, but {} MiB are free; fewer slots, a shorter context or smaller cache types need less",
-            free >> 20
-        ))),
+        Some(free) if needed > free && header.is_cache_exact() && gpus(settings).is_empty() => {
+            Err(TextError::Model(format!(
+                "{plan}, but {} MiB are free; fewer slots, a shorter context or smaller cache types need less",
+                free >> 20
+            )))
+        }
         _ => Ok(()),
     }
 }
@@ -308,7 +318,10 @@ fn serve(
     let mut context = context;
     // The first round pages the weights in, the second is timed where its time is wanted.
     let rounds = if settings.prefill_tokens == 0 { 2 } else { 1 };
-    match (settings.prefill_tokens, warm_up(&mut context, limits.batch_tokens, rounds)) {
+    match (
+        settings.prefill_tokens,
+        warm_up(&mut context, limits.batch_tokens, rounds),
+    ) {
         (_, Err(error)) => {
             let _ = ready.send(Err(error));
             return;

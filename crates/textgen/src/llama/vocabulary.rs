@@ -90,7 +90,7 @@ impl<'m> Vocabulary<'m> {
             .filter(|token| token.0 >= 0);
         let room = most.saturating_sub(usize::from(begin.is_some()));
         if room == 0 {
-            return Err(TextError::Unfit(format!(
+            return Err(TextError::Overflow(format!(
                 "a context of {most} tokens leaves no room for a prompt"
             )));
         }
@@ -108,7 +108,7 @@ impl<'m> Vocabulary<'m> {
             bytes = bytes.saturating_mul(2);
         };
         if request.refuse_overflow && tokens.len() > room {
-            return Err(TextError::Unfit(format!("the prompt is longer than {room} tokens")));
+            return Err(TextError::Overflow(format!("the prompt is longer than {room} tokens")));
         }
         tokens.drain(..tokens.len().saturating_sub(room));
         if let Some(begin) = begin

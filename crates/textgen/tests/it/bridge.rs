@@ -9,7 +9,7 @@ use textgen::bridge::{BridgeEngine, BridgeSettings, Dialect};
 use textgen::{Finish, NoWatch, TextEngine, TextError, TextRequest, Watch};
 
 /// What was asked: path and body.
-type Asked = Arc<Mutex<Vec<(String, Value)>>>;
+pub type Asked = Arc<Mutex<Vec<(String, Value)>>>;
 
 /// Serves `answer(path)`: a whole body, or `None` for silence after the head.
 fn backend(answer: fn(&str) -> Option<String>) -> (String, Asked) {
@@ -27,7 +27,7 @@ fn backend(answer: fn(&str) -> Option<String>) -> (String, Asked) {
 }
 
 /// Path and body of the next request on a connection.
-fn request_of(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
+pub fn request_of(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
     let (mut line, mut length) = (String::new(), 0);
     reader.read_line(&mut line).ok().filter(|read| *read > 0)?;
     let path = line.split(' ').nth(1).unwrap_or_default().to_owned();

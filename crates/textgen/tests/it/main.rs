@@ -4,6 +4,7 @@
 mod bridge;
 mod gguf;
 mod grammar;
+mod kobold_server;
 mod llama_server;
 mod models;
 #[cfg(feature = "llama")]
@@ -11,8 +12,10 @@ mod peer;
 #[cfg(feature = "llama")]
 mod plan;
 mod real_backend;
+mod real_kobold;
 #[cfg(feature = "llama")]
 mod real_model;
+mod recorded_kobold;
 mod samplers;
 mod tiny_gguf;
 #[cfg(feature = "llama")]

@@ -41,7 +41,7 @@ fn endless() -> TextRequest {
 }
 
 /// Calls `at` once `tokens` tokens have come; cancels from then on where `cancel`.
-struct After<F: Fn() + Sync> {
+pub struct After<F: Fn() + Sync> {
     tokens: u32,
     cancel: bool,
     at: F,
@@ -49,7 +49,7 @@ struct After<F: Fn() + Sync> {
 }
 
 impl<F: Fn() + Sync> After<F> {
-    fn new(tokens: u32, cancel: bool, at: F) -> Self {
+    pub fn new(tokens: u32, cancel: bool, at: F) -> Self {
         let reached = Mutex::new(None);
         Self {
             tokens,
@@ -57,6 +57,11 @@ impl<F: Fn() + Sync> After<F> {
             at,
             reached,
         }
+    }
+
+    /// How long ago it was called.
+    pub fn since(&self) -> Option<Duration> {
+        self.reached.lock().unwrap().map(|at| at.elapsed())
     }
 }
 
@@ -101,6 +106,19 @@ fn llama_server_is_discovered_and_answers_and_ends_early_and_serves_several_at_o
         .generate(question("What is the capital of France?", 3), &NoWatch)
         .unwrap();
     assert_eq!((short.text.as_str(), short.finish), ("The capital of", Finish::Length));
+
+    // It would refuse a prompt beyond its context, and write less behind one that nearly fills it.
+    for words in [900, 430] {
+        let prompt = format!("{}Count: one, two, three,", "word ".repeat(words));
+        let long = TextRequest {
+            ban_eos: true,
+            sampling: Sampling::greedy(),
+            ..TextRequest::new(prompt, 100, CONTEXT)
+        };
+        let answer = engine.generate(long, &NoWatch).unwrap();
+        assert_eq!((answer.tokens, answer.finish), (100, Finish::Length));
+        assert!((300..=CONTEXT - 100).contains(&answer.prompt_tokens), "{answer:?}");
+    }
 
     let stopping = TextRequest {
         stop: vec!["lighthouse".into()],

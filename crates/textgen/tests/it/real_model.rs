@@ -141,8 +141,17 @@ fn a_seed_reproduces_a_sampled_text_also_beside_others() {
         }
         one.join().unwrap().text
     });
-    let common = first.text.chars().zip(beside.chars()).take_while(|(a, b)| a == b).count();
-    assert!(common >= 20, "{common} characters are the same: {beside:?} instead of {:?}", first.text);
+    let common = first
+        .text
+        .chars()
+        .zip(beside.chars())
+        .take_while(|(a, b)| a == b)
+        .count();
+    assert!(
+        common >= 20,
+        "{common} characters are the same: {beside:?} instead of {:?}",
+        first.text
+    );
 }
 
 #[test]

@@ -215,13 +215,21 @@ fn koboldcpps_presence_penalty_counts_the_prompt_and_openais_the_answer_alone() 
     };
     assert_eq!(greedy(kobold.clone(), &[1], &logits, 1), [2], "1 stands in the prompt");
     assert_eq!(greedy(answer(1.0, 0.0), &[1], &logits, 1), [1]);
-    assert_eq!(greedy(answer(1.0, 0.0), &[1], &logits, 5), [1, 2, 3, 1, 1], "3.0, 2.5, 2.15, then 2.0 for ever");
+    assert_eq!(
+        greedy(answer(1.0, 0.0), &[1], &logits, 5),
+        [1, 2, 3, 1, 1],
+        "3.0, 2.5, 2.15, then 2.0 for ever"
+    );
     assert_eq!(greedy(kobold, &[], &logits, 5), [1, 2, 3, 1, 1]);
     // 0.4 for each time: 3.0, 2.6, 2.5, 2.2, 2.15, 2.1.
     assert_eq!(greedy(answer(0.0, 0.4), &[1, 1, 1], &logits, 6), [1, 1, 2, 1, 3, 2]);
     // Both together: 1 falls to 2.1, 2 to 1.6, 3 to 1.25; then 1 to 1.7.
     assert_eq!(greedy(answer(0.5, 0.4), &[], &logits, 5), [1, 2, 3, 1, 1]);
-    assert_eq!(greedy(answer(-1.0, 0.0), &[2], &[3.0, 3.1, 3.0], 3), [1, 1, 1], "below zero it draws on");
+    assert_eq!(
+        greedy(answer(-1.0, 0.0), &[2], &[3.0, 3.1, 3.0], 3),
+        [1, 1, 1],
+        "below zero it draws on"
+    );
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn the_prompt_is_cut_from_the_left_and_keeps_its_beginning_token() {
 fn an_answer_longer_than_the_slot_is_refused_alone() {
     let engine = load(&saved(&tiny()), 2);
     let refused = engine.generate(request("a", CONTEXT), &NoWatch);
-    assert!(matches!(refused, Err(TextError::Unfit(_))), "{refused:?}");
+    assert!(matches!(refused, Err(TextError::Overflow(_))), "{refused:?}");
     assert!(engine.generate(request("a", 4), &NoWatch).is_ok());
 }
 

@@ -77,6 +77,21 @@ pub struct OpenRow {
     pub ttl: Duration,
     /// How far it got.
     pub stage: OpenStage,
+    /// As in [`Taken::fault_model`].
+    pub fault_model: Option<String>,
+}
+
+/// What a pop brought, as far as it is noted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Taken {
+    /// Kind of work.
+    pub kind: &'static str,
+    /// Milliseconds since 1970 at the pop's answer.
+    pub at_ms: i64,
+    /// Its lease.
+    pub ttl: Duration,
+    /// Model that a hand-back has to name.
+    pub fault_model: Option<String>,
 }
 
 /// How far an open generation got.
@@ -143,13 +158,8 @@ impl Ledger {
     }
 
     /// Notes generations just popped, together. False for one that the server has taken from us before: it is not to be done again.
-    pub fn popped(
-        &self,
-        kind: &str,
-        ids: &[GenerationId],
-        at_ms: i64,
-        ttl: Duration,
-    ) -> Result<Vec<bool>, LedgerError> {
+    pub fn popped(&self, ids: &[GenerationId], taken: &Taken) -> Result<Vec<bool>, LedgerError> {
+        let ttl_ms = taken.ttl.as_millis().min(i64::MAX as u128) as i64;
         let mut db = self.db();
         let write = db.transaction()?;
         let mut fresh = Vec::with_capacity(ids.len());
@@ -160,8 +170,9 @@ impl Ledger {
             let is_fresh = !matches!(state.as_deref(), Some("submitted" | "accepted"));
             if is_fresh {
                 write.execute(
-                    "INSERT OR REPLACE INTO generation (id, kind, popped_at_ms, ttl_ms, state) VALUES (?1, ?2, ?3, ?4, 'popped')",
-                    params![id.0, kind, at_ms, ttl.as_millis().min(i64::MAX as u128) as i64],
+                    "INSERT OR REPLACE INTO generation (id, kind, popped_at_ms, ttl_ms, state, fault_model)
+                     VALUES (?1, ?2, ?3, ?4, 'popped', ?5)",
+                    params![id.0, taken.kind, taken.at_ms, ttl_ms, taken.fault_model],
                 )?;
             }
             fresh.push(is_fresh);
@@ -220,7 +231,7 @@ impl Ledger {
     pub fn open_rows(&self, kind: &str) -> Result<Vec<OpenRow>, LedgerError> {
         let db = self.db();
         let mut query = db.prepare(
-            "SELECT id, popped_at_ms, ttl_ms, state FROM generation
+            "SELECT id, popped_at_ms, ttl_ms, state, fault_model FROM generation
              WHERE kind = ?1 AND state IN ('popped', 'generated', 'uploaded') ORDER BY popped_at_ms, id",
         )?;
         let rows = query.query_map([kind], |row| {
@@ -234,6 +245,7 @@ impl Ledger {
                     "uploaded" => OpenStage::Uploaded,
                     _ => OpenStage::Popped,
                 },
+                fault_model: row.get(4)?,
             })
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
@@ -319,7 +331,14 @@ mod tests {
         Ledger::open(dir, Durability::Full).expect("a ledger").0
     }
 
-    const TTL: Duration = Duration::from_secs(150);
+    fn taken(at_ms: i64) -> Taken {
+        Taken {
+            kind: "text",
+            at_ms,
+            ttl: Duration::from_secs(150),
+            fault_model: None,
+        }
+    }
 
     #[test]
     fn rows_and_finished_bytes_survive_a_restart_and_closing_drops_them() {
@@ -331,7 +350,7 @@ mod tests {
         {
             let ledger = open(dir.path());
             let fresh = ledger
-                .popped("text", &[id("a"), id("b"), id("c")], 1_000, TTL)
+                .popped(&[id("a"), id("b"), id("c")], &taken(1_000))
                 .expect("popped");
             assert_eq!(fresh, [true, true, true]);
             ledger.generated(&id("b"), &finished).expect("generated");
@@ -365,7 +384,7 @@ mod tests {
         let tally = ledger.tallies(0).expect("tallies")[&2];
         assert_eq!((tally.submitted, tally.faulted, tally.kudos), (1, 1, 2.5));
         assert_eq!(
-            ledger.popped("text", &[id("a"), id("b")], 9_000, TTL).expect("popped"),
+            ledger.popped(&[id("a"), id("b")], &taken(9_000)).expect("popped"),
             [true, false]
         );
         ledger.probe(i64::MAX).expect("probe");
@@ -375,7 +394,7 @@ mod tests {
     fn changed_bytes_in_the_spool_are_noticed() {
         let dir = tempfile::tempdir().expect("a directory");
         let ledger = open(dir.path());
-        ledger.popped("text", &[id("a")], 0, TTL).expect("popped");
+        ledger.popped(&[id("a")], &taken(0)).expect("popped");
         ledger
             .generated(
                 &id("a"),
@@ -403,14 +422,14 @@ mod tests {
     #[test]
     fn f061_every_torn_prefix_of_the_database_opens_again() {
         let dir = tempfile::tempdir().expect("a directory");
-        drop(open(dir.path()).popped("text", &[id("a")], 0, TTL));
+        drop(open(dir.path()).popped(&[id("a")], &taken(0)));
         let whole = std::fs::read(dir.path().join(FILE_NAME)).expect("bytes");
         let mut n_moved = 0;
         for cut in [0, 1, 17, 100, 1024, 4096, 5000, whole.len() / 2, whole.len() - 1] {
             let dir = tempfile::tempdir().expect("a directory");
             std::fs::write(dir.path().join(FILE_NAME), &whole[..cut]).expect("written");
             let (ledger, quarantined) = Ledger::open(dir.path(), Durability::Full).expect("opens");
-            ledger.popped("text", &[id("b")], 0, TTL).expect("usable");
+            ledger.popped(&[id("b")], &taken(0)).expect("usable");
             // A cut in unused bytes leaves a sound database; every other one is moved aside, not deleted.
             if let Some(quarantined) = quarantined {
                 assert!(quarantined.moved_to.exists());
@@ -420,6 +439,26 @@ mod tests {
         assert!(n_moved >= 3, "only {n_moved} were noticed");
         std::fs::write(dir.path().join(FILE_NAME), vec![0xA5; 9000]).expect("written");
         assert!(Ledger::open(dir.path(), Durability::Full).expect("opens").1.is_some());
+    }
+
+    #[test]
+    fn a_ledger_of_an_older_program_is_brought_up_and_keeps_its_rows() {
+        let dir = tempfile::tempdir().expect("a directory");
+        drop(open(dir.path()).popped(&[id("a")], &taken(0)));
+        let db = Connection::open(dir.path().join(FILE_NAME)).expect("opens");
+        db.execute_batch("ALTER TABLE generation DROP COLUMN fault_model; PRAGMA user_version = 1")
+            .expect("as the first version made it");
+        drop(db);
+        let ledger = open(dir.path());
+        let named = Taken {
+            fault_model: Some("koboldcpp/Lite".into()),
+            ..taken(1)
+        };
+        ledger.popped(&[id("b")], &named).expect("popped");
+        drop(ledger);
+        let rows = open(dir.path()).open_rows("text").expect("rows");
+        let told: Vec<_> = rows.into_iter().map(|row| (row.id.0, row.fault_model)).collect();
+        assert_eq!(told, [("a".into(), None), ("b".into(), named.fault_model)]);
     }
 
     #[test]

@@ -7,7 +7,10 @@ use rusqlite::{Connection, ErrorCode};
 
 use super::{Durability, LedgerError};
 
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
+
+/// From the first version to the second.
+const ADD_FAULT_MODEL: &str = "ALTER TABLE generation ADD COLUMN fault_model TEXT";
 
 const TABLES: &str = "
 CREATE TABLE generation (
@@ -20,7 +23,9 @@ CREATE TABLE generation (
     sha256 BLOB,
     reward REAL,
     reason TEXT,
-    closed_at_ms INTEGER
+    closed_at_ms INTEGER,
+    -- Model that a hand-back has to name.
+    fault_model TEXT
 ) STRICT;
 CREATE INDEX generation_open ON generation (kind) WHERE closed_at_ms IS NULL;
 CREATE INDEX generation_closed ON generation (closed_at_ms);
@@ -86,6 +91,12 @@ fn try_open(path: &Path, durability: Durability) -> Result<Connection, LedgerErr
         0 => {
             let write = db.transaction()?;
             write.execute_batch(TABLES)?;
+            write.pragma_update(None, "user_version", VERSION)?;
+            write.commit()?;
+        }
+        1 => {
+            let write = db.transaction()?;
+            write.execute_batch(ADD_FAULT_MODEL)?;
             write.pragma_update(None, "user_version", VERSION)?;
             write.commit()?;
         }

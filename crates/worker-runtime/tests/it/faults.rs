@@ -1,65 +1,17 @@
-//! One test per fault of the catalogue that the runtime answers for.
+//! One test per fault of the catalogue that lies between worker and server: calls, answers, results on their way.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use local_horde::Fate;
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::time::Instant;
-use worker_runtime::{RunError, Status};
+use worker_runtime::RunError;
 
+use crate::case::{Case, first, rc};
 use crate::toy::Toy;
-use crate::world::{Call, Meddling, Running, World};
-
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
-struct Case {
-    world: World,
-    dir: TempDir,
-}
-
-impl Case {
-    fn new() -> Self {
-        Self {
-            world: World::new(1),
-            dir: tempfile::tempdir().expect("a directory"),
-        }
-    }
-
-    fn start(&self, backend: Toy) -> Running {
-        self.world.start(self.dir.path(), backend, self.world.settings(1))
-    }
-
-    /// Runs until everything filed is done, and holds both books against each other.
-    async fn settle(&self, backend: Toy) -> Status {
-        let worker = self.start(backend);
-        assert!(self.world.until_done(DAY).await, "not done within a day");
-        let status = worker.status.clone();
-        worker.finish().await.expect("a good end");
-        assert_eq!(
-            self.world.reckon(self.dir.path(), &BTreeSet::new()),
-            Vec::<String>::new()
-        );
-        status.borrow().clone()
-    }
-
-    fn fates(&self) -> Vec<Fate> {
-        self.world.fates().into_values().collect()
-    }
-}
-
-fn rc(status: u16, rc: &str) -> Option<Meddling> {
-    Some(Meddling::Answer(status, json!({ "rc": rc, "message": "no" })))
-}
-
-/// Meddles with the first `n` calls of one sort.
-fn first(n: u32, of: Call, meddling: Meddling) -> impl Fn(Call, u64) -> Option<Meddling> + Send + Sync {
-    let met = AtomicU32::new(0);
-    move |call, _| (call == of && met.fetch_add(1, Ordering::Relaxed) < n).then(|| meddling.clone())
-}
+use crate::world::{Call, Meddling};
 
 #[tokio::test(start_paused = true)]
 async fn f006_a_pop_whose_answer_is_lost_is_counted_as_a_ghost_and_the_next_one_works() {
@@ -70,23 +22,6 @@ async fn f006_a_pop_whose_answer_is_lost_is_counted_as_a_ghost_and_the_next_one_
     let status = case.settle(Toy::default()).await;
     assert_eq!(status.poll.ghosts, 1);
     assert!(case.fates().contains(&Fate::Accepted));
-}
-
-#[tokio::test(start_paused = true)]
-async fn every_accepted_job_is_told_to_have_left_once_also_when_it_fails() {
-    let case = Case::new();
-    case.world.file("steps=1", 1);
-    case.world.file("steps=1 end=die", 1);
-    case.world.file("steps=2000 ms=1000", 1);
-    let toy = Toy::default();
-    case.settle(toy.clone()).await;
-    let mut left = toy.left.lock().expect("lock").clone();
-    left.sort_unstable();
-    assert!(left.contains(&true) && left.contains(&false), "{left:?}");
-    assert_eq!(
-        left.iter().filter(|is_made| **is_made).count(),
-        toy.outputs.lock().expect("lock").len()
-    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,25 +101,6 @@ async fn f013_an_outage_with_pages_costs_few_attempts_and_no_result() {
         case.world.count(Call::Upload)
     );
     assert!(started.elapsed() < Duration::from_secs(64 + 60));
-}
-
-#[tokio::test(start_paused = true)]
-async fn f023_after_a_night_asleep_what_was_held_is_handed_back_and_work_goes_on() {
-    let case = Case::new();
-    case.world.file("steps=60 ms=1000", 1);
-    case.world.file("steps=60 ms=1000", 1);
-    let mut worker = case.start(Toy {
-        amount: 1,
-        ..Toy::default()
-    });
-    worker.until(|status| status.jobs.iter().any(|job| job.done >= 3)).await;
-    case.world.slept_ms.store(8 * 3600 * 1000, Ordering::Relaxed);
-    let woken = Instant::now();
-    worker.until(|status| status.totals.faulted >= 1).await;
-    assert!(woken.elapsed() <= Duration::from_secs(10), "{:?}", woken.elapsed());
-    let status = worker.until(|status| status.totals.submitted >= 1).await;
-    assert_eq!(status.totals.faulted, 1);
-    worker.kill().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -338,21 +254,6 @@ async fn f038_maintenance_is_polled_slowly_and_left_within_a_minute_of_its_end()
 }
 
 #[tokio::test(start_paused = true)]
-async fn f043_a_job_that_cannot_end_in_time_is_handed_back_at_once() {
-    let case = Case::new();
-    case.world.file("steps=100 ms=1300", 1);
-    let mut worker = case.start(Toy {
-        amount: 1,
-        ..Toy::default()
-    });
-    worker.until(|status| status.totals.faulted == 1).await;
-    let popped = *case.world.seen().ids.values().next().expect("an id");
-    assert!(popped.elapsed() < Duration::from_secs(2), "{:?}", popped.elapsed());
-    assert!(case.world.runs.lock().expect("lock").is_empty());
-    worker.kill().await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn f045_an_id_given_twice_is_made_once() {
     let case = Case::new();
     case.world.file("steps=2 ms=1000", 1);
@@ -405,121 +306,4 @@ async fn f047_a_job_without_parameters_is_handed_back_at_once() {
     assert!(started.elapsed() < Duration::from_secs(2));
     assert!(case.world.runs.lock().expect("lock").is_empty());
     worker.kill().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn f054_an_engine_that_always_fails_never_comes_near_the_servers_limit() {
-    for play in [
-        "steps=1 end=fault",
-        "steps=1 end=die",
-        "steps=1 end=invalid",
-        "steps=1 end=hang",
-    ] {
-        let case = Case::new();
-        for _ in 0..200 {
-            case.world.file(play, 1);
-        }
-        let mut settings = case.world.settings(1);
-        settings.faults_per_hour = 10;
-        let worker = case.world.start(
-            case.dir.path(),
-            Toy {
-                amount: 1,
-                ..Toy::default()
-            },
-            settings,
-        );
-        tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
-        let mut handed_back: Vec<Instant> = case.world.seen().ids.values().copied().collect();
-        handed_back.sort();
-        let hour = Duration::from_secs(3600);
-        let most = handed_back.iter().map(|from| {
-            handed_back
-                .iter()
-                .filter(|at| *at >= from && **at < *from + hour)
-                .count()
-        });
-        let most = most.max().unwrap_or_default();
-        assert!(
-            (3..=10).contains(&most),
-            "{play}: {most} in an hour, {} in three",
-            handed_back.len()
-        );
-        worker.kill().await;
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn f071_f072_a_hung_engine_is_found_out_and_the_next_job_runs() {
-    let case = Case::new();
-    case.world.file("steps=3 ms=1000 end=hang", 1);
-    let started = Instant::now();
-    let mut worker = case.start(Toy {
-        amount: 1,
-        ..Toy::default()
-    });
-    worker.until(|status| status.totals.faulted == 1).await;
-    // Load 2 s, pop 0.3 s, three steps, twenty seconds of silence, hand-back 0.3 s.
-    assert!(
-        started.elapsed() < Duration::from_secs(2 + 3 + 20 + 2),
-        "{:?}",
-        started.elapsed()
-    );
-    worker
-        .until(|status| status.devices[0].state == "ready" && status.devices[0].running == 0)
-        .await;
-    case.world.file("steps=1", 1);
-    worker.until(|status| status.totals.submitted == 1).await;
-    worker.kill().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn f062_without_room_for_the_ledger_nothing_is_popped_and_the_job_in_flight_is_delivered() {
-    let case = Case::new();
-    for _ in 0..4 {
-        case.world.file("steps=2 ms=1000", 1);
-    }
-    let mut worker = case.start(Toy {
-        amount: 1,
-        ..Toy::default()
-    });
-    worker.until(|status| status.poll.hits == 1).await;
-    // A spool that is no directory refuses every file, as a full disk does.
-    let (spool, aside) = (case.dir.path().join("spool"), case.dir.path().join("spool-aside"));
-    std::fs::rename(&spool, &aside).expect("moved");
-    std::fs::write(&spool, b"").expect("written");
-    let status = worker
-        .until(|status| status.totals.submitted >= 1 && status.idle.is_some())
-        .await;
-    assert!(
-        status
-            .idle
-            .as_deref()
-            .is_some_and(|idle| idle.contains("the ledger in")),
-        "{:?}",
-        status.idle
-    );
-    tokio::time::sleep(Duration::from_secs(120)).await;
-    let hits = worker.status.borrow().poll.hits;
-    let events = worker.status.borrow().events.clone();
-    assert!(hits <= 2, "{hits} jobs were popped on a full disk: {events:#?}");
-    std::fs::remove_file(&spool).expect("removed");
-    std::fs::rename(&aside, &spool).expect("moved");
-    worker.until(|status| status.totals.submitted == 4).await;
-    worker.finish().await.expect("a good end");
-}
-
-#[tokio::test(start_paused = true)]
-async fn f051_messages_of_operators_are_shown_once_and_hold_no_control_characters() {
-    let case = Case::new();
-    case.world
-        .horde
-        .state()
-        .messages
-        .push(json!({ "id": "m1", "message": "\u{1b}[31mred\u{7}", "origin": "ops", "expiry": "2030-01-01" }));
-    let mut worker = case.start(Toy::default());
-    let status = worker.until(|status| status.poll.pops >= 5).await;
-    assert_eq!(status.messages.len(), 1);
-    assert!(!status.messages[0].text.contains('\u{1b}'));
-    worker.finish().await.expect("a good end");
 }

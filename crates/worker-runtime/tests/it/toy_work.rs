@@ -14,7 +14,7 @@ pub struct ToyWork {
     pub step_ms: u64,
     /// Milliseconds to fetch inputs.
     pub prepare_ms: u64,
-    /// How it ends: empty for well, else `fault`, `panic`, `abort`, `hang`, `exit`, `print`, `few`, `time`.
+    /// How it ends: empty for well, else `fault`, `panic`, `abort`, `hang`, `exit`, `print`, `few`, `time`, `overflow`.
     pub end: String,
 }
 

@@ -15,7 +15,7 @@ use local_horde::{Fate, Horde, WORKER_KEY, fair};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use worker_runtime::backend::{EngineReport, Fault};
+use worker_runtime::backend::{Backend, Cause, EngineReport, Fault};
 use worker_runtime::device::{Device, Ending, Script, SimulatedDevice};
 use worker_runtime::ledger::{Durability, Ledger};
 use worker_runtime::{Clock, Command, Controls, RunError, Settings, Shutdown, Status, Summary};
@@ -165,6 +165,7 @@ impl World {
                 }
                 let ending = match work.end.as_str() {
                     "fault" => Ending::Return(Err(Fault::of_worker("the engine failed"))),
+                    "overflow" => Ending::Return(Err(Fault::of_job("too long").because(Cause::Overflow))),
                     "die" => Ending::Die,
                     "hang" => Ending::Hang,
                     _ => Ending::Return(Ok(work.results())),
@@ -182,13 +183,16 @@ impl World {
         self.start_on(state_dir, backend, settings, vec![self.device(1)])
     }
 
-    pub fn start_on(
+    pub fn start_on<B>(
         &self,
         state_dir: &Path,
-        backend: Toy,
+        backend: B,
         settings: Settings,
         devices: Vec<Arc<dyn Device<ToyWork, String>>>,
-    ) -> Running {
+    ) -> Running
+    where
+        B: Backend<Work = ToyWork, Output = String>,
+    {
         let (ledger, quarantined) = Ledger::open(state_dir, Durability::Relaxed).expect("a ledger");
         assert_eq!(quarantined, None);
         let (commands, command_queue) = mpsc::channel(8);

@@ -1,10 +1,13 @@
-//! Chat jobs: messages become a request, an answer becomes the reply in the SDK's shape (horde-sdk 0.33).
+//! Chat jobs: messages become a request, an answer becomes the reply, in the SDK's shapes (horde-sdk 0.33).
+
+mod reply;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use textgen::chat::ChatTemplate;
 use textgen::sampler::{AnswerPenalties, Sampling};
-use textgen::{Constraint, Finish, TextAnswer, TextError, TextRequest};
+use textgen::{Constraint, TextError, TextRequest};
+use worker_runtime::backend::{Cause, Fault};
 
 /// What this worker does with chat jobs; nothing that is not kept to.
 pub const FEATURES: [&str; 10] = [
@@ -52,24 +55,24 @@ pub struct Chat {
 ///
 /// # Errors
 /// Says in words what is missing or out of bounds; holds nothing of the conversation.
-pub fn read(payload: &Value, model_id: &str) -> Result<(TextRequest, Chat), String> {
+pub fn read(payload: &Value, model_id: &str) -> Result<(TextRequest, Chat), Fault> {
     let list = |key: &str| payload[key].as_array().map(Vec::as_slice).unwrap_or_default();
     let messages = list("messages").iter().map(message).collect::<Result<Vec<_>, _>>()?;
     if messages.is_empty() || messages.len() > MAX_MESSAGES {
-        return Err(format!("a chat of {} messages", messages.len()));
+        return Err(Fault::of_job(format!("a chat of {} messages", messages.len())));
     }
     let n_bytes: usize = messages.iter().map(|message| message.to_string().len()).sum();
     if n_bytes > 2 * MAX_TEXT_BYTES {
-        return Err(format!("messages of {n_bytes} bytes"));
+        return Err(Fault::of_job(format!("messages of {n_bytes} bytes")));
     }
     let no_tools = payload["tool_choice"] == "none";
     let tools: Vec<Value> = if no_tools { Vec::new() } else { list("tools").to_vec() };
     let tools_bytes: usize = tools.iter().map(|tool| tool.to_string().len()).sum();
     if tools.len() > MAX_TOOLS || tools_bytes > MAX_TOOLS_BYTES {
-        return Err(format!("{} tools of {tools_bytes} bytes", tools.len()));
+        return Err(Fault::of_job(format!("{} tools of {tools_bytes} bytes", tools.len())));
     }
     if tools.iter().any(|tool| name_of(tool).is_none()) {
-        return Err("a tool without a function's name".into());
+        return Err(Fault::of_job("a tool without a function's name"));
     }
     let choice = &payload["tool_choice"];
     let forced = choice.pointer("/function/name").and_then(Value::as_str);
@@ -131,22 +134,22 @@ pub fn read(payload: &Value, model_id: &str) -> Result<(TextRequest, Chat), Stri
 }
 
 /// One message with its content as text; the parts of a list are put together.
-fn message(message: &Value) -> Result<Value, String> {
+fn message(message: &Value) -> Result<Value, Fault> {
     let role = message["role"].as_str().unwrap_or_default();
     if !["system", "developer", "user", "assistant", "tool"].contains(&role) {
-        return Err("a message of an unknown role".into());
+        return Err(Fault::of_job("a message of an unknown role"));
     }
     let content = match &message["content"] {
         Value::String(text) => text.clone(),
         Value::Array(parts) => {
             if parts.iter().any(|part| part["type"] != "text") {
-                return Err("a message with a picture or a sound".into());
+                return Err(Fault::of_job("a message with a picture or a sound"));
             }
             let texts = parts.iter().filter_map(|part| part["text"].as_str());
             texts.collect::<Vec<_>>().join("\n")
         }
         Value::Null => String::new(),
-        _ => return Err("a message without text".into()),
+        _ => return Err(Fault::of_job("a message without text")),
     };
     let mut out = message.as_object().cloned().unwrap_or_default();
     // Templates know no developers.
@@ -180,7 +183,8 @@ fn calls(tools: &[Value], forced: Option<&str>) -> Value {
     json!({ "anyOf": each.collect::<Vec<_>>() })
 }
 
-fn structure(format: &Value) -> Result<Option<Constraint>, String> {
+fn structure(format: &Value) -> Result<Option<Constraint>, Fault> {
+    let unbuildable = |why: &str| Fault::of_job(why).because(Cause::Unbuildable);
     Ok(match format["type"].as_str() {
         None | Some("text") => None,
         Some("json_object") => Some(Constraint::JsonSchema(json!({ "type": "object" }))),
@@ -189,10 +193,12 @@ fn structure(format: &Value) -> Result<Option<Constraint>, String> {
                 .pointer("/json_schema/schema")
                 .filter(|schema| schema.is_object());
             Some(Constraint::JsonSchema(
-                schema.cloned().ok_or("a response format without a schema")?,
+                schema
+                    .cloned()
+                    .ok_or_else(|| unbuildable("a response format without a schema"))?,
             ))
         }
-        Some(_) => return Err("an unknown response format".into()),
+        Some(_) => return Err(unbuildable("an unknown response format")),
     })
 }
 
@@ -222,93 +228,14 @@ impl Chat {
         }
         template.render_with(&messages, &[], effort)
     }
-
-    /// The reply without its `id`. `is_thinking` where the prompt ended in the beginning of a thought.
-    ///
-    /// # Errors
-    /// A call was due and none came, because the answer was too short for it.
-    pub fn reply(&self, answer: &TextAnswer, is_thinking: bool) -> Result<Value, String> {
-        let (thought, said) = apart(&answer.text, is_thinking);
-        let call = self.call(said, answer.seed);
-        if self.must_call && call.is_none() {
-            return Err("the answer had no room for the call that was asked for".into());
-        }
-        let mut message = Map::from_iter([("role".to_owned(), json!("assistant"))]);
-        let finish = match (&call, answer.finish) {
-            (Some(_), _) => "tool_calls",
-            (None, Finish::Length) => "length",
-            (None, Finish::Stop | Finish::Eos) => "stop",
-        };
-        match call {
-            Some(call) => {
-                message.insert("content".into(), Value::Null);
-                message.insert("tool_calls".into(), json!([call]));
-            }
-            None => {
-                message.insert("content".into(), json!(said));
-            }
-        }
-        if let Some(thought) = thought.filter(|thought| !thought.is_empty()) {
-            message.insert("reasoning_content".into(), json!(thought));
-        }
-        Ok(json!({
-            "model_id": self.model_id, "message": message, "finish_reason": finish,
-            "prompt_tokens": answer.prompt_tokens, "completion_tokens": answer.tokens,
-        }))
-    }
-
-    /// A call of one of the functions that the text is, bare or in the marks that models put around it.
-    fn call(&self, text: &str, seed: u64) -> Option<Value> {
-        let text = text.trim();
-        let inner = [("<tool_call>", "</tool_call>"), ("```json", "```"), ("```", "```")]
-            .into_iter()
-            .find_map(|(open, close)| Some(text.strip_prefix(open)?.trim_end().trim_end_matches(close)));
-        let value: Value = serde_json::from_str(inner.unwrap_or(text).trim()).ok()?;
-        let name = value["name"].as_str()?;
-        let arguments = value
-            .get("arguments")
-            .or(value.get("parameters"))
-            .filter(|value| value.is_object())?;
-        let is_known = self.tools.iter().any(|tool| name_of(tool) == Some(name));
-        is_known.then(|| {
-            json!({
-                "id": format!("call_{:08x}", seed & 0xffff_ffff), "type": "function",
-                "function": { "name": name, "arguments": arguments.to_string() },
-            })
-        })
-    }
-}
-
-/// What a model thought, up to `</think>`, and what it said. Some templates write `<think>` at the end of the prompt
-/// themselves: then `is_thinking`, and a text without an end of it is all thought.
-fn apart(text: &str, is_thinking: bool) -> (Option<&str>, &str) {
-    let opened = text.trim_start().strip_prefix("<think>");
-    match opened.unwrap_or(text).split_once("</think>") {
-        Some((thought, said)) => (Some(thought.trim()), said.trim()),
-        // It thought to the end.
-        None if opened.is_some() || is_thinking => (Some(opened.unwrap_or(text).trim()), ""),
-        None => (None, text.trim()),
-    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use textgen::Timings;
-
-    fn answer(text: &str, finish: Finish) -> TextAnswer {
-        TextAnswer {
-            text: text.into(),
-            tokens: 3,
-            finish,
-            prompt_tokens: 31,
-            seed: 7,
-            timings: Timings::default(),
-        }
-    }
 
     /// The documented example of a job.
-    fn payload() -> Value {
+    pub(crate) fn payload() -> Value {
         json!({
             "messages": [
                 { "role": "system", "content": "Be brief." },
@@ -333,8 +260,14 @@ mod tests {
         );
         assert_eq!((request.sampling.temperature, request.sampling.rep_pen), (0.7, 1.0));
         // OpenAI's meaning, not KoboldCpp's.
-        let penalties = AnswerPenalties { presence: 0.25, frequency: 0.5 };
-        assert_eq!((request.sampling.answer, request.sampling.presence_penalty), (penalties, 0.0));
+        let penalties = AnswerPenalties {
+            presence: 0.25,
+            frequency: 0.5,
+        };
+        assert_eq!(
+            (request.sampling.answer, request.sampling.presence_penalty),
+            (penalties, 0.0)
+        );
         assert_eq!(chat.effort.as_deref(), Some("none"));
         assert!(request.refuse_overflow && !request.include_stop && chat.must_call);
         let Some(Constraint::JsonSchema(schema)) = &request.constraint else {
@@ -355,7 +288,8 @@ mod tests {
             let mut payload = payload();
             change(&mut payload);
             let why = read(&payload, "m").unwrap_err();
-            assert!(why.contains(words) && !why.contains("Rome"), "{why}");
+            assert!(why.reason.contains(words) && !why.reason.contains("Rome"), "{why}");
+            why.cause
         };
         check(&|p| p["messages"] = json!([]), "0 messages");
         check(&|p| p["messages"] = json!("hello"), "0 messages");
@@ -374,60 +308,10 @@ mod tests {
                 p["response_format"] = format.clone();
             }
         };
-        check(&format(json!({ "type": "xml" })), "response format");
-        check(&format(json!({ "type": "json_schema" })), "without a schema");
-    }
-
-    #[test]
-    fn replies_have_the_documented_shape() {
-        let (_, mut chat) = read(&payload(), "koboldcpp/Lite").unwrap();
-        let called = chat
-            .reply(
-                &answer(r#"{"name": "weather", "arguments": {"city": "Rome"}}"#, Finish::Eos),
-                false,
-            )
-            .unwrap();
-        assert_eq!(called["finish_reason"], "tool_calls");
-        assert_eq!(
-            called["message"]["tool_calls"][0]["function"]["arguments"],
-            r#"{"city":"Rome"}"#
-        );
-        assert!(called["message"]["content"].is_null() && called["model_id"] == "koboldcpp/Lite");
-        assert!(chat.reply(&answer("I will", Finish::Length), false).is_err());
-        chat.must_call = false;
-        let said = chat
-            .reply(&answer("<think>warm</think>\n\nSunny.", Finish::Eos), false)
-            .unwrap();
-        assert_eq!(
-            said,
-            json!({
-                "model_id": "koboldcpp/Lite", "finish_reason": "stop", "prompt_tokens": 31, "completion_tokens": 3,
-                "message": { "role": "assistant", "content": "Sunny.", "reasoning_content": "warm" }
-            })
-        );
-        let tagged = answer(
-            "<tool_call>\n{\"name\": \"weather\", \"arguments\": {}}\n</tool_call>",
-            Finish::Eos,
-        );
-        assert_eq!(chat.reply(&tagged, false).unwrap()["finish_reason"], "tool_calls");
-        let unknown = answer(r#"{"name": "launch", "arguments": {}}"#, Finish::Eos);
-        assert_eq!(chat.reply(&unknown, false).unwrap()["finish_reason"], "stop");
-        assert_eq!(
-            chat.reply(&answer("and so on", Finish::Length), false).unwrap()["finish_reason"],
-            "length"
-        );
-    }
-
-    #[test]
-    fn no_thought_is_said() {
-        let check = |text, is_thinking, expected| assert_eq!(apart(text, is_thinking), expected, "{text}");
-        check("Sunny.", false, (None, "Sunny."));
-        check("<think>warm</think> Sunny.", false, (Some("warm"), "Sunny."));
-        check("warm</think>\nSunny.", true, (Some("warm"), "Sunny."));
-        // A prompt may open a thought in words that are not known here.
-        check("warm</think>Sunny.", false, (Some("warm"), "Sunny."));
-        check("warm and", true, (Some("warm and"), ""));
-        check("<think>warm and", false, (Some("warm and"), ""));
+        let cause = check(&format(json!({ "type": "xml" })), "response format");
+        assert_eq!(cause, Cause::Unbuildable);
+        let cause = check(&format(json!({ "type": "json_schema" })), "without a schema");
+        assert_eq!(cause, Cause::Unbuildable);
     }
 
     #[test]
