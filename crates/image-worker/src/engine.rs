@@ -42,6 +42,8 @@ pub struct DreamerEngine {
     resident: Mutex<Resident>,
     pace: Mutex<Pace>,
     offer: Mutex<Offer>,
+    /// Bytes there were when it was last weighed whether the offer fits them; see [`Room::most_bytes`].
+    weighed_bytes: Mutex<Option<u64>>,
     ceiling: Offer,
     gate: Gate,
 }
@@ -84,6 +86,7 @@ impl DreamerEngine {
                         resident: Mutex::new(resident),
                         pace: Mutex::new(pace),
                         offer: Mutex::new(plan.offer),
+                        weighed_bytes: Mutex::default(),
                         ceiling: settings.ceiling,
                         gate,
                     });
@@ -107,6 +110,7 @@ impl DreamerEngine {
             pixels: SMALLEST_PIXELS.min(self.ceiling.pixels),
             batch: 1,
         };
+        *lock(&self.weighed_bytes) = resident.room().most_bytes(resident.held_bytes());
         let post = resident.networks().need_of_all();
         let planned = plan(
             resident.room(),
@@ -128,7 +132,7 @@ impl DreamerEngine {
     /// Offers more where there is clearly more memory than when the offer was made.
     fn offer_more(&self, resident: &Resident) {
         let mut offer = lock(&self.offer);
-        if *offer == self.ceiling {
+        if *offer == self.ceiling || !self.has_grown(resident) {
             return;
         }
         let now = self.fitting(resident);
@@ -136,6 +140,15 @@ impl DreamerEngine {
             let Offer { pixels, batch } = now;
             tracing::info!(pixels, batch, "there is more memory: more is offered than before");
             *offer = now;
+        }
+    }
+
+    /// Whether there is more memory than when it was last weighed: only then files' headers are worth another look.
+    fn has_grown(&self, resident: &Resident) -> bool {
+        let now = resident.room().most_bytes(resident.held_bytes());
+        match (now, *lock(&self.weighed_bytes)) {
+            (Some(now), Some(weighed)) => now > weighed,
+            _ => true,
         }
     }
 

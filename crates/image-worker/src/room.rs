@@ -107,7 +107,7 @@ impl From<&MemoryPlan> for Need {
 impl Room {
     /// Most bytes that the engine can hold as things are now, of which it holds `held` for networks; `None` where nobody
     /// tells.
-    fn most_bytes(&self, held: u64) -> Option<u64> {
+    pub fn most_bytes(&self, held: u64) -> Option<u64> {
         let free = (self.free_bytes)(&self.device);
         let now = match (&self.device, free) {
             (Device::Cpu, Some(free)) => Some(free.saturating_add(own_bytes().unwrap_or(0))),
