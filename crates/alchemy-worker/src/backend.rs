@@ -73,15 +73,6 @@ fn forms_of(report: &EngineReport) -> BTreeMap<String, Pace> {
     serde_json::from_value(report.facts["forms"].clone()).unwrap_or_default()
 }
 
-/// How many times larger each side of the result is. Told by the name, so that a result that is too large costs nothing.
-fn scale_of(form: &str) -> usize {
-    match post::NAMES.iter().find(|(name, _)| *name == form) {
-        Some((name, post::Kind::Upscale)) if name.starts_with("2x") || name.ends_with("x2plus") => 2,
-        Some((_, post::Kind::Upscale)) => 4,
-        _ => 1,
-    }
-}
-
 #[async_trait]
 impl Backend for AlchemyBackend {
     type Kind = Alchemy;
@@ -157,7 +148,7 @@ impl Backend for AlchemyBackend {
         let refused = |e: imaging::DecodeError| Fault::of_job(format!("the source was refused: {e}"));
         let header = imaging::probe(&source).map_err(refused)?;
         Limits::tiles(self.settings.max_tiles).check(&header).map_err(refused)?;
-        upscale::fits_result(header.width, header.height, scale_of(valid.form.as_str()))
+        upscale::fits_result(header.width, header.height, post::scale_of(valid.form.as_str()))
             .map_err(|e| Fault::of_job(e.to_string()))?;
         Ok(Work {
             form: valid.form.as_str().to_owned(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use worker_app::state::write_atomically;
 
 /// Seconds the server leaves between pop and submit.
 pub const LEASE_SECONDS: f64 = 180.0;
@@ -110,9 +111,7 @@ impl Paces {
             if let Some(folder) = self.file.parent() {
                 std::fs::create_dir_all(folder)?;
             }
-            let temporary = self.file.with_extension("new");
-            std::fs::write(&temporary, serde_json::to_vec_pretty(&self.known)?)?;
-            std::fs::rename(&temporary, &self.file)
+            write_atomically(&self.file, &serde_json::to_vec_pretty(&self.known)?)
         };
         if let Err(error) = write() {
             tracing::debug!(path = %self.file.display(), %error, "measured times were not kept");

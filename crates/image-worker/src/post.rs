@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use vision::post::{Kind, NAMES, PostFiles};
+use vision::post::{Kind, NAMES, PostFiles, scale_of};
 use vision::upscale::{Tiling, Upscaler};
 use vision::{Device, Weights};
 
@@ -44,7 +44,7 @@ impl PostNeed {
         for name in names {
             match NAMES.iter().find(|(known, _)| *known == name) {
                 Some((_, Kind::Faces)) => all.faces = true,
-                Some((_, Kind::Upscale)) => all.scale = all.scale.max(scale_of(name)),
+                Some((_, Kind::Upscale)) => all.scale = all.scale.max(scale_of(name) as u64),
                 Some((_, Kind::CutOut)) => all.cuts = true,
                 None => {}
             }
@@ -129,15 +129,6 @@ impl PostNeed {
             Ok((tiling, self.need_with(pixels, batch, held)))
         };
         TILE_SIDES.into_iter().map(with).collect()
-    }
-}
-
-/// How many times an upscaler enlarges by its name; most do four times.
-fn scale_of(name: &str) -> u64 {
-    if name.contains("_x2") || name.starts_with("2x") {
-        2
-    } else {
-        4
     }
 }
 

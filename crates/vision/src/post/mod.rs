@@ -47,6 +47,15 @@ pub const NAMES: [(&str, Kind); 16] = [
     ("strip_background", Kind::CutOut),
 ];
 
+/// How many times larger a post-processor makes each side, told by its name alone; 1 for a name that is unknown.
+pub fn scale_of(name: &str) -> usize {
+    match NAMES.iter().find(|(known, _)| *known == name) {
+        Some((name, Kind::Upscale)) if name.starts_with("2x") || name.ends_with("x2plus") => 2,
+        Some((_, Kind::Upscale)) => 4,
+        _ => 1,
+    }
+}
+
 /// Gives loaded networks by the Horde's name. Errors are passed on by [`chain`] as they are.
 pub trait Networks {
     /// The detector and the restorer of a name of [`Kind::Faces`].
