@@ -1,6 +1,6 @@
 //! The real scribe before a real llama-server that was not written here, against a Horde on loopback.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use e2e::demo::scribe::MODEL;
@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 use crate::llama_server::LlamaServer;
 
+/// Where text is asked for.
+pub const ROUTE: &str = "generate/text/async";
 const SLOTS: u32 = 2;
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -53,6 +55,34 @@ pub async fn until(at_most: Duration, what: &str, mut done: impl AsyncFnMut() ->
     start.elapsed()
 }
 
+/// Starts the real scribe with this `[scribe]` section, its state below `state`.
+pub fn scribe_before(section: &str, base: &str, state: &Path) -> Program {
+    let config = state.join("config/horde-workers");
+    std::fs::create_dir_all(&config).expect("a folder");
+    std::fs::write(config.join("scribe.toml"), format!("[scribe]\n{section}")).expect("a configuration");
+    start_worker("scribe", base, state, &[]).expect("scribe starts")
+}
+
+/// Asks for three capitals at once and expects them of the model.
+pub async fn serves_capitals(requester: &Requester, patience: Duration) {
+    let asked = [("France", "Paris"), ("Italy", "Rome"), ("Germany", "Berlin")];
+    let mut ids = Vec::new();
+    for (country, _) in asked {
+        ids.push(requester.file(ROUTE, &ask(country, 24, false)).await.expect("filed"));
+    }
+    let end = Instant::now() + patience;
+    for ((country, capital), id) in asked.iter().zip(&ids) {
+        let result = requester
+            .finished("generate/text/status", id, end)
+            .await
+            .expect("a status");
+        let generation = &result["generations"][0];
+        let text = generation["text"].as_str().unwrap_or_default();
+        assert!(text.contains(capital), "{country}: {result}");
+        assert_eq!(generation["model"], MODEL);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn scribe_serves_through_a_real_llama_server_and_stops_popping_when_it_dies() {
     let mut server = tokio::task::spawn_blocking(|| LlamaServer::start(&model(), SLOTS, 512))
@@ -61,34 +91,17 @@ async fn scribe_serves_through_a_real_llama_server_and_stops_popping_when_it_die
     let (_horde, base) = Program::local_horde(&["--no-rate-limits"]).await.expect("a Horde");
     let requester = Requester::new(&base, CLIENT_KEY).expect("a client");
     let state = tempfile::tempdir().expect("a folder");
-    let config = state.path().join("config/horde-workers");
-    std::fs::create_dir_all(&config).expect("a folder");
     let settings = format!(
-        "[scribe]\nengine = \"openai\"\n[scribe.bridge]\nurl = \"{}\"\nparallel = {SLOTS}\n",
+        "engine = \"openai\"\n[scribe.bridge]\nurl = \"{}\"\nparallel = {SLOTS}\n",
         server.url()
     );
-    std::fs::write(config.join("scribe.toml"), settings).expect("a configuration");
-    let _scribe = start_worker("scribe", &base, state.path(), &[]).expect("scribe starts");
+    let _scribe = scribe_before(&settings, &base, state.path());
 
-    let route = "generate/text/async";
-    let asked = [("France", "Paris"), ("Italy", "Rome"), ("Germany", "Berlin")];
-    let mut ids = Vec::new();
-    for (country, _) in asked {
-        ids.push(requester.file(route, &ask(country, 24, false)).await.expect("filed"));
-    }
-    let end = Instant::now() + PATIENCE;
-    for ((country, capital), id) in asked.iter().zip(&ids) {
-        let result = requester
-            .finished("generate/text/status", id, end)
-            .await
-            .expect("a status");
-        let text = result["generations"][0]["text"].as_str().unwrap_or_default();
-        assert!(text.contains(capital), "{country}: {result}");
-    }
+    serves_capitals(&requester, PATIENCE).await;
     assert_eq!(summary(&requester, &base).await["accepted"], 3);
 
     // It dies while it writes for a job; the job goes back to the Horde, which keeps it for others.
-    requester.file(route, &ask("Spain", 200, true)).await.expect("filed");
+    requester.file(ROUTE, &ask("Spain", 200, true)).await.expect("filed");
     until(PATIENCE, "the backend begins", async || server.busy_slots() > 0).await;
     server.kill();
     let faulted = async || summary(&requester, &base).await["faulted"] == 1;

@@ -4,16 +4,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use e2e::demo::scribe::MODEL;
-use e2e::demo::stage::start_worker;
 use e2e::programs::Program;
 use e2e::requester::Requester;
 use local_horde::CLIENT_KEY;
 use serde_json::{Value, json};
 
-use crate::bridges::{ask, model, summary, until};
+use crate::bridges::{ROUTE, ask, model, scribe_before, serves_capitals, summary, until};
 use crate::kobold_server::KoboldServer;
 
-const ROUTE: &str = "generate/text/async";
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long scribe leaves the backend alone after its owner used it.
 const YIELDS: u64 = 6;
@@ -21,7 +19,7 @@ const YIELDS: u64 = 6;
 /// What somebody on the same machine asks for.
 const LOCAL: &str = r#"{"prompt": "Once upon a time", "max_length": 8, "max_context_length": 512}"#;
 
-/// Why the worker asks for no work, by its status; empty while it does.
+/// Why the worker has no work, by its status.
 fn idle(state: &Path) -> String {
     let status = std::fs::read(state.join("status.json")).unwrap_or_default();
     let status: Value = serde_json::from_slice(&status).unwrap_or_default();
@@ -45,31 +43,13 @@ async fn scribe_before_a_real_kobold_serves_yields_to_its_owner_and_outlives_it(
     let (_horde, base) = Program::local_horde(&["--no-rate-limits"]).await.expect("a Horde");
     let requester = Requester::new(&base, CLIENT_KEY).expect("a client");
     let state = tempfile::tempdir().expect("a folder");
-    let config = state.path().join("config/horde-workers");
-    std::fs::create_dir_all(&config).expect("a folder");
     let settings = format!(
-        "[scribe]\nengine = \"kobold\"\n[scribe.bridge]\nurl = \"{}\"\nparallel = 2\nidle_seconds = {YIELDS}\n",
+        "engine = \"kobold\"\n[scribe.bridge]\nurl = \"{}\"\nparallel = 2\nidle_seconds = {YIELDS}\n",
         server.url()
     );
-    std::fs::write(config.join("scribe.toml"), settings).expect("a configuration");
-    let _scribe = start_worker("scribe", &base, state.path(), &[]).expect("scribe starts");
+    let _scribe = scribe_before(&settings, &base, state.path());
 
-    let mut ids = Vec::new();
-    let asked = [("France", "Paris"), ("Italy", "Rome"), ("Germany", "Berlin")];
-    for (country, _) in asked {
-        ids.push(requester.file(ROUTE, &ask(country, 24, false)).await.expect("filed"));
-    }
-    let end = Instant::now() + PATIENCE;
-    for ((country, capital), id) in asked.iter().zip(&ids) {
-        let result = requester
-            .finished("generate/text/status", id, end)
-            .await
-            .expect("a status");
-        let generation = &result["generations"][0];
-        let text = generation["text"].as_str().unwrap_or_default();
-        assert!(text.contains(capital), "{country}: {result}");
-        assert_eq!(generation["model"], MODEL);
-    }
+    serves_capitals(&requester, PATIENCE).await;
     assert_eq!(summary(&requester, &base).await["accepted"], 3);
 
     // Its owner uses it: nothing is asked for until it was left alone for long enough.
@@ -110,7 +90,7 @@ async fn scribe_before_a_real_kobold_serves_yields_to_its_owner_and_outlives_it(
     .await;
 
     // It dies while it writes for a job: that goes back at once, and nothing is asked for until it is there again.
-    until(PATIENCE, "it is left alone", async || idle(state.path()).is_empty()).await;
+    until(PATIENCE, "it is left alone", async || !used().await).await;
     requester.file(ROUTE, &long()).await.expect("filed");
     until(PATIENCE, "it writes", async || {
         let perf = server.get("/api/extra/perf").unwrap_or_default();

@@ -198,7 +198,8 @@ fn a_backend_that_is_down_is_said_to_be_down() {
     );
 }
 
-struct Cancelled;
+/// A job that is not wanted any more.
+pub struct Cancelled;
 
 impl Watch for Cancelled {
     fn progress(&self, _: u32, _: u32) {}

@@ -24,19 +24,28 @@ fn started() -> (LlamaServer, BridgeEngine) {
     (server, engine)
 }
 
-fn question(question: &str, max_length: u32) -> TextRequest {
+fn question(text: &str, max_length: u32) -> TextRequest {
+    asked(text, max_length, CONTEXT)
+}
+
+/// A question of SmolLM2, answered greedily.
+pub fn asked(question: &str, max_length: u32, max_context_length: u32) -> TextRequest {
     let prompt = format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n");
     TextRequest {
         sampling: Sampling::greedy(),
-        ..TextRequest::new(prompt, max_length, CONTEXT)
+        ..TextRequest::new(prompt, max_length, max_context_length)
     }
 }
 
-/// A text that would go on for hundreds of tokens.
 fn endless() -> TextRequest {
+    never_ending(CONTEXT)
+}
+
+/// A text that would go on for hundreds of tokens.
+pub fn never_ending(max_context_length: u32) -> TextRequest {
     TextRequest {
         ban_eos: true,
-        ..question("Tell me a long story about a lighthouse.", 400)
+        ..asked("Tell me a long story about a lighthouse.", 400, max_context_length)
     }
 }
 

@@ -10,7 +10,7 @@ use textgen::sampler::{Dry, Mirostat, Sampling, Step, Xtc};
 use textgen::{Constraint, Finish, NoWatch, TextAnswer, TextEngine, TextError, TextRequest};
 
 use crate::kobold_server::KoboldServer;
-use crate::real_backend::After;
+use crate::real_backend::{After, asked, never_ending};
 
 const CONTEXT: u32 = 1_024;
 
@@ -32,19 +32,11 @@ fn started(parallel: usize, more: &[&str]) -> (KoboldServer, BridgeEngine) {
 }
 
 fn question(text: &str, max_length: u32) -> TextRequest {
-    let prompt = format!("<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n");
-    TextRequest {
-        sampling: Sampling::greedy(),
-        ..TextRequest::new(prompt, max_length, CONTEXT)
-    }
+    asked(text, max_length, CONTEXT)
 }
 
-/// A text that would go on for hundreds of tokens.
 fn endless() -> TextRequest {
-    TextRequest {
-        ban_eos: true,
-        ..question("Tell me a long story about a lighthouse.", 400)
-    }
+    never_ending(CONTEXT)
 }
 
 /// It ends a running text between two tokens; far less than what the whole would take.

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use textgen::bridge::{BridgeEngine, BridgeSettings, Dialect};
-use textgen::{Constraint, Finish, NoWatch, TextEngine, TextError, TextRequest, Watch};
+use textgen::{Constraint, Finish, NoWatch, TextEngine, TextError, TextRequest};
 
-use crate::bridge::{Asked, request_of};
+use crate::bridge::{Asked, Cancelled, request_of};
 
 #[derive(Clone, Debug, Deserialize)]
 struct Exchange {
@@ -188,15 +188,6 @@ fn one_that_is_full_is_asked_again_until_it_has_room() {
     let error = engine.generate(request(24), &NoWatch).unwrap_err();
     assert!(matches!(error, TextError::Unavailable(_)), "{error}");
     assert!((5..8).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
-}
-
-struct Cancelled;
-
-impl Watch for Cancelled {
-    fn progress(&self, _: u32, _: u32) {}
-    fn is_cancelled(&self) -> bool {
-        true
-    }
 }
 
 #[test]
