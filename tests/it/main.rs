@@ -6,6 +6,7 @@ mod bad_jobs;
 mod bridges;
 mod chat;
 mod dreamer;
+mod idle;
 #[path = "../../crates/textgen/tests/it/kobold_server.rs"]
 mod kobold_server;
 #[path = "../../crates/textgen/tests/it/llama_server.rs"]

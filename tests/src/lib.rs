@@ -5,3 +5,4 @@ pub mod demo;
 pub mod listening;
 pub mod programs;
 pub mod requester;
+pub mod usage;
