@@ -16,6 +16,7 @@ use local_horde::ledger::Fate;
 use local_horde::{Horde, Settings, http};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use test_support::merge;
 
 /// Loading and drawing on two busy cores, with room.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -91,11 +92,6 @@ fn numbers() -> Vec<Job> {
         ),
         made("a lease without end", json!({ "ttl": 1_000_000_000_000_000_000_u64 })),
         made("a lease in words", json!({ "ttl": "soon" })),
-        Job {
-            name: "a side below all reads as none",
-            change: json!({ "payload": { "width": -64 } }),
-            end: End::Made((512, 64), vec![]),
-        },
         Job {
             name: "a side in text",
             change: json!({ "payload": { "width": "128" } }),
@@ -288,18 +284,6 @@ fn extras() -> Vec<Job> {
     ]
 }
 
-/// Puts what `change` has into `into`, object by object.
-fn merge(into: &mut Value, change: &Value) {
-    match (into, change) {
-        (Value::Object(into), Value::Object(change)) => {
-            for (key, value) in change {
-                merge(into.entry(key.clone()).or_insert(Value::Null), value);
-            }
-        }
-        (into, change) => *into = change.clone(),
-    }
-}
-
 /// The text of an answer with this change. Texts that begin with `=` lose their quotes.
 fn answer(change: &Value, ids: &[String], uploads: &[String]) -> String {
     let mut whole = json!({
@@ -369,6 +353,8 @@ async fn whatever_a_job_holds_it_is_answered_and_the_engine_lives() {
                 json!({ "payload": { "cfg_scale": "=1e309" } }),
             ),
             params("a good job after one handed back", json!({})),
+            handed_back("a side below all", json!({ "payload": { "width": -64 } })),
+            params("a good job after it", json!({})),
             handed_back("a side of 65", json!({ "payload": { "width": 65 } })),
             params("a good job at the end", json!({})),
         ],

@@ -10,7 +10,7 @@ use crate::ids::GenerationId;
 use crate::kind::{HandBack, JobKind, Popped, PoppedJob};
 use crate::metadata::{MOST_ENTRIES, Metadata, State};
 use crate::notices::{self, WireMessage};
-use crate::tolerant::{lenient, lenient_list, or_default, real, seed, whole, words};
+use crate::tolerant::{lenient, lenient_list, nearest, or_default, real, seed, whole, words};
 
 /// Marks the image kind.
 pub enum Image {}
@@ -162,7 +162,7 @@ pub struct Params {
     #[serde(deserialize_with = "lenient")]
     pub prompt: Option<String>,
     /// Steps, 1..=500.
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "nearest")]
     pub ddim_steps: Option<u32>,
     /// Images, 1..=20.
     #[serde(deserialize_with = "whole")]
@@ -180,10 +180,10 @@ pub struct Params {
     #[serde(deserialize_with = "real")]
     pub cfg_scale: Option<f64>,
     /// Pixels, 64..=3072, a multiple of 64.
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "nearest")]
     pub width: Option<u32>,
     /// Pixels, 64..=3072, a multiple of 64.
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "nearest")]
     pub height: Option<u32>,
     /// img2img strength, 0.01..=1.
     #[serde(deserialize_with = "real")]
@@ -210,7 +210,7 @@ pub struct Params {
     #[serde(deserialize_with = "lenient")]
     pub return_control_map: Option<bool>,
     /// 1..=12, layers from the end.
-    #[serde(deserialize_with = "whole")]
+    #[serde(deserialize_with = "nearest")]
     pub clip_skip: Option<u32>,
     /// ControlNet type.
     #[serde(deserialize_with = "lenient")]

@@ -38,6 +38,19 @@ pub fn whole<'de, D: Deserializer<'de>, T: TryFrom<i64>>(deserializer: D) -> Res
     Ok(number.and_then(|number| T::try_from(number).ok()))
 }
 
+/// As [`whole`], but a number out of `u32`'s range reads as the end of it that is nearer: what is asked for beyond all
+/// measure is for its reader to clamp, not to forget.
+pub fn nearest<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let number = match Value::deserialize(deserializer)? {
+        Value::Number(number) => number.as_i64().map_or(number.as_f64(), |exact| Some(exact as f64)),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    };
+    // Every `u32` is exact as an `f64`, and so is the larger range's remainder of zero.
+    let number = number.filter(|number: &f64| number.is_finite() && number.fract() == 0.0);
+    Ok(number.map(|number| number.clamp(0.0, f64::from(u32::MAX)) as u32))
+}
+
 /// A finite number, also in text; anything else reads as absent.
 pub fn real<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
     let number = match Value::deserialize(deserializer)? {
@@ -136,6 +149,24 @@ mod tests {
             json!([30]),
         ] {
             assert_eq!(steps(value.clone()), None, "{value}");
+        }
+        let clamped = |value: Value| nearest(value).expect("never an error");
+        for (value, expected) in [
+            (json!(30), Some(30)),
+            (json!("30"), Some(30)),
+            (json!(-1), Some(0)),
+            (json!(i64::MIN), Some(0)),
+            (json!(u64::MAX), Some(u32::MAX)),
+            (json!(4_294_967_296_u64), Some(u32::MAX)),
+            (json!(1e300), Some(u32::MAX)),
+            (json!("-5"), Some(0)),
+            (json!(30.5), None),
+            (json!("NaN"), None),
+            (json!("inf"), None),
+            (json!(null), None),
+            (json!([30]), None),
+        ] {
+            assert_eq!(clamped(value.clone()), expected, "{value}");
         }
         let scale = |value: Value| real(value).expect("never an error");
         assert_eq!((scale(json!(7)), scale(json!("7.5"))), (Some(7.0), Some(7.5)));

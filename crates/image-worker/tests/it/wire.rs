@@ -5,22 +5,11 @@ use horde_client::image::{Image, Payload, PopResponse};
 use horde_client::kind::{JobKind, PoppedJob};
 use image_worker::order::{Order, SourceUse, order};
 use serde_json::{Value, json};
+use test_support::merge;
 use worker_runtime::backend::Fault;
 
 /// What the worker of these tests offers.
 const MOST_PIXELS: u64 = 1024 * 1024;
-
-/// Puts what `change` has into `into`, object by object.
-fn merge(into: &mut Value, change: &Value) {
-    match (into, change) {
-        (Value::Object(into), Value::Object(change)) => {
-            for (key, value) in change {
-                merge(into.entry(key.clone()).or_insert(Value::Null), value);
-            }
-        }
-        (into, change) => *into = change.clone(),
-    }
-}
 
 /// The job of an answer as the server of release 5.1.5 writes it, with this change.
 pub fn popped(change: &Value) -> Option<PoppedJob<Payload>> {
@@ -92,7 +81,11 @@ fn numbers_beyond_it_are_brought_within_and_what_is_none_is_the_default() {
         (json!(0), 1),
         (json!(501), 500),
         (json!(1_000_000_000), 500),
-        (json!(-1), 30),
+        (json!(-1), 1),
+        (json!(-1_000_000_000_000_i64), 1),
+        (json!(4_294_967_296_u64), 500),
+        (json!(1e300), 500),
+        (json!("-1"), 1),
         (json!("20"), 20),
         (json!("twenty"), 30),
         (json!(20.5), 30),
@@ -118,7 +111,13 @@ fn numbers_beyond_it_are_brought_within_and_what_is_none_is_the_default() {
             "{scale}"
         );
     }
-    for (skip, expected) in [(json!(0), 1), (json!(99), 12), (json!(-1), 1), (json!(null), 1)] {
+    for (skip, expected) in [
+        (json!(0), 1),
+        (json!(99), 12),
+        (json!(-1), 1),
+        (json!(1e30), 12),
+        (json!(null), 1),
+    ] {
         assert_eq!(read(json!({ "clip_skip": skip }), |o| o.clip_skip), expected, "{skip}");
     }
     for (strength, expected) in [
@@ -160,6 +159,9 @@ fn a_size_that_was_not_offered_is_handed_back() {
         for name in ["width", "height"] {
             assert!(is_handed_back(&json!({ "payload": { name: side } })), "{name} {side}");
         }
+    }
+    for side in [json!(-64), json!("-64"), json!(4_294_967_360_u64), json!(1e300)] {
+        assert!(is_handed_back(&json!({ "payload": { "width": side } })), "{side}");
     }
     assert!(is_handed_back(&json!({ "payload": { "width": 1024, "height": 1088 } })));
     assert!(is_handed_back(&json!({ "payload": { "width": 3072, "height": 3072 } })));
