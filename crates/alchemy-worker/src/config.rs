@@ -17,7 +17,7 @@ pub struct Config {
     pub threads: usize,
     /// Score from which `open_nsfw` calls a picture not safe for work, 0 to 1.
     pub nsfw_threshold: f64,
-    /// Serve `palette` and `describe` too, whose results no document of the Horde describes.
+    /// Serve `palette`, `describe` and `aesthetic` too, whose results no document of the Horde describes.
     pub unconfirmed: bool,
     /// Serve `annotation` too, where the Horde knows it.
     pub annotation: bool,

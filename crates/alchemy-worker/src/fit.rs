@@ -54,6 +54,12 @@ impl Needs {
             Form::Vectorize => needs(0.02, 200, &[], "turns a picture into a drawing"),
             Form::Palette => needs(0.001, 50, &[], "names the colours"),
             Form::Describe => needs(0.001, 50, &[], "size, format, fingerprints"),
+            Form::Aesthetic => needs(
+                0.17,
+                1300,
+                &["clip-vit-large-patch14", "aesthetic-predictor"],
+                "how much people would like it",
+            ),
             Form::Annotation => needs(0.001, 50, &[], "control pictures: canny, scribble"),
             Form::Nsfw => needs(0.005, 150, &["open-nsfw"], "safe for work or not"),
             Form::StripBackground => needs(0.05, 400, &["u2netp"], "cuts out what stands in front"),
@@ -184,7 +190,7 @@ mod tests {
         assert!(tiny.contains(&Form::Nsfw) && !tiny.contains(&Form::Caption), "{tiny:?}");
         assert!(tiny.len() >= 2);
         let large = fits(true, 8, 32);
-        assert_eq!(large.len(), KNOWN.len() - 3, "{large:?}");
+        assert_eq!(large.len(), KNOWN.len() - 4, "{large:?}");
         let small_card = fits(true, 8, 4);
         assert!(small_card.len() < large.len() && small_card.contains(&Form::Nsfw));
     }

@@ -40,6 +40,13 @@ pub enum Task {
     Palette,
     /// Size, format and fingerprints; needs no file.
     Describe,
+    /// How much people would like it, by a head on CLIP's vision half.
+    Aesthetic {
+        /// Folder of the weights.
+        clip: PathBuf,
+        /// The head.
+        head: PathBuf,
+    },
     /// A control picture; needs no file.
     Annotate,
 }
@@ -54,7 +61,7 @@ pub enum Lane {
 }
 
 /// Every form this worker has a network for.
-pub const KNOWN: [Form; 23] = [
+pub const KNOWN: [Form; 24] = [
     Form::Caption,
     Form::Interrogation,
     Form::Nsfw,
@@ -77,11 +84,12 @@ pub const KNOWN: [Form; 23] = [
     Form::Vectorize,
     Form::Palette,
     Form::Describe,
+    Form::Aesthetic,
     Form::Annotation,
 ];
 
 /// Forms whose result's shape no document of the Horde gives; only served where the owner says so.
-pub const UNCONFIRMED: [Form; 2] = [Form::Palette, Form::Describe];
+pub const UNCONFIRMED: [Form; 3] = [Form::Palette, Form::Describe, Form::Aesthetic];
 
 /// Annotators that need no network, as the pop names them.
 pub const ANNOTATORS: [&str; 2] = ["canny", "scribble"];
@@ -120,7 +128,8 @@ impl Task {
             | Self::Faces { .. }
             | Self::Caption(_)
             | Self::Interrogate { .. }
-            | Self::NsfwChecker(_) => Lane::Device,
+            | Self::NsfwChecker(_)
+            | Self::Aesthetic { .. } => Lane::Device,
         }
     }
 
@@ -128,7 +137,11 @@ impl Task {
     pub fn is_per_tile(&self) -> bool {
         !matches!(
             self,
-            Self::Caption(_) | Self::Interrogate { .. } | Self::NsfwChecker(_) | Self::NsfwScore(_)
+            Self::Caption(_)
+                | Self::Interrogate { .. }
+                | Self::NsfwChecker(_)
+                | Self::NsfwScore(_)
+                | Self::Aesthetic { .. }
         )
     }
 
@@ -145,6 +158,7 @@ impl Task {
                 .cloned()
                 .collect(),
             Self::Caption(folder) | Self::Interrogate { clip: folder, .. } => vec![folder.join("model.safetensors")],
+            Self::Aesthetic { clip, head } => vec![clip.join("model.safetensors"), head.clone()],
             Self::Upscale(path) | Self::Strip(path) | Self::NsfwChecker(path) | Self::NsfwScore(path) => {
                 vec![path.clone()]
             }
@@ -155,7 +169,9 @@ impl Task {
     /// Everything it reads: weights, and what lies beside them.
     pub fn files(&self) -> Vec<PathBuf> {
         let mut files = self.weights();
-        if let Self::Caption(folder) | Self::Interrogate { clip: folder, .. } = self {
+        if let Self::Caption(folder) | Self::Interrogate { clip: folder, .. } | Self::Aesthetic { clip: folder, .. } =
+            self
+        {
             let beside = ["tokenizer.json", "config.json"].map(|name| folder.join(name));
             files.extend(beside.into_iter().filter(|path| path.is_file()));
         }
@@ -210,6 +226,11 @@ pub fn task(form: &Form, models: &Path) -> Result<Task, PathBuf> {
         Form::Vectorize => Ok(Task::Vectorize),
         Form::Palette => Ok(Task::Palette),
         Form::Describe => Ok(Task::Describe),
+        Form::Aesthetic => {
+            let clip = folder(&["clip"])?;
+            let head = present(models.join("clip/aesthetic.safetensors"))?;
+            Ok(Task::Aesthetic { clip, head })
+        }
         Form::Annotation => Ok(Task::Annotate),
         form => post(form.as_str(), models),
     }

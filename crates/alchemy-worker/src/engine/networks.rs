@@ -7,7 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use model_store::stamp::Stamp;
 use vision::background::BackgroundRemover;
 use vision::blip::{Blip, BlipConfig, Captioner};
-use vision::clip::{Clip, ClipConfig, ClipTokenizer, Interrogator, PlaceCache, WordList};
+use vision::clip::{
+    AestheticHead, AestheticScorer, Clip, ClipConfig, ClipTokenizer, ClipVision, Interrogator, PlaceCache, WordList,
+};
 use vision::face::{FaceDetector, FaceParser, FaceRestorer};
 use vision::nsfw::{OpenNsfw, SdSafetyChecker};
 use vision::upscale::Upscaler;
@@ -37,6 +39,7 @@ enum Network {
     Interrogator(Arc<Interrogator>),
     Checker(Arc<SdSafetyChecker>),
     OpenNsfw(Arc<OpenNsfw>),
+    Scorer(Arc<AestheticScorer>),
 }
 
 /// One accessor per kind: the network at a path, read by the expression where it is not there yet.
@@ -110,9 +113,7 @@ impl Networks {
     ) -> Result<Arc<Interrogator>, Fault> {
         let load = |it: &Self| {
             let weights = folder.join("model.safetensors");
-            let config =
-                config_json(folder)?.map_or_else(|| Ok(ClipConfig::default()), |c| ClipConfig::from_json(&c))?;
-            let clip = Clip::load(&it.weights(&weights)?, &config)?;
+            let clip = Clip::load(&it.weights(&weights)?, &clip_config(folder)?)?;
             let tokenizer = ClipTokenizer::beside(&weights)?;
             let cache = it.place_cache(folder);
             let lists = WordList::read_folder(words)?;
@@ -126,6 +127,20 @@ impl Networks {
         };
         match self.get(folder, load)? {
             Network::Interrogator(network) => Ok(network),
+            _ => Err(Fault::of_worker("one file is used for two kinds of network")),
+        }
+    }
+
+    /// CLIP's vision half with the head that scores.
+    pub(super) fn scorer(&self, folder: &Path, head: &Path) -> Result<Arc<AestheticScorer>, Fault> {
+        let load = |it: &Self| {
+            let read = AestheticHead::load(&it.weights(head)?)?;
+            let clip = it.weights(&folder.join("model.safetensors"))?;
+            let vision = ClipVision::load(&clip, &clip_config(folder)?)?;
+            Ok(Network::Scorer(Arc::new(AestheticScorer::new(vision, read))))
+        };
+        match self.get(head, load)? {
+            Network::Scorer(network) => Ok(network),
             _ => Err(Fault::of_worker("one file is used for two kinds of network")),
         }
     }
@@ -212,6 +227,7 @@ fn slots_of(task: &Task) -> Vec<&PathBuf> {
     match task {
         Task::Faces { detector, restorer, .. } => vec![detector, restorer],
         Task::Interrogate { clip: path, .. }
+        | Task::Aesthetic { head: path, .. }
         | Task::Caption(path)
         | Task::Upscale(path)
         | Task::Strip(path)
@@ -219,6 +235,11 @@ fn slots_of(task: &Task) -> Vec<&PathBuf> {
         | Task::NsfwScore(path) => vec![path],
         Task::Vectorize | Task::Palette | Task::Describe | Task::Annotate => Vec::new(),
     }
+}
+
+/// What `config.json` beside the weights says; where it is not there, what every published CLIP has.
+fn clip_config(folder: &Path) -> Result<ClipConfig, VisionError> {
+    config_json(folder)?.map_or_else(|| Ok(ClipConfig::default()), |text| ClipConfig::from_json(&text))
 }
 
 /// The configuration beside the weights, if there is one.

@@ -79,6 +79,11 @@ pub(super) fn perform(
         )),
         Task::Palette => Made::Value(palette::palette(picture)),
         Task::Describe => Made::Value(describe::describe(picture, source.format)),
+        // The shape is unconfirmed: the Horde's own client calls it a number from 0 to 10.
+        Task::Aesthetic { clip, head } => {
+            let score = networks.scorer(clip, head)?.score(picture).map_err(fault)?;
+            Made::Value(json!((f64::from(score) * 1000.0).round() / 1000.0))
+        }
         Task::Annotate => Made::Picture(annotate::annotate(picture, options.control_type.as_deref())?),
         Task::Upscale(path) => {
             let upscaler = networks.upscaler(path)?;

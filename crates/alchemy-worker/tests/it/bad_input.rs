@@ -175,7 +175,7 @@ fn faulted(what: &str, ended: &Ended, word: &str) {
 async fn what_a_header_or_an_address_gives_away_is_refused_at_once_for_every_form() {
     let (models, state) = (models::all(), tempfile::tempdir().unwrap());
     let (mut world, forms) = world(state.path(), models.path(), 256).await;
-    assert!(forms.len() >= 21, "{forms:?}");
+    assert!(forms.len() >= 23, "{forms:?}");
     let mut walls = Vec::new();
     let mut most_bytes = 0;
     for (name, bytes, word) in refused_by_header() {

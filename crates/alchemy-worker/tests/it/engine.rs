@@ -158,6 +158,42 @@ fn an_interrogation_ranks_what_is_drawn_first_in_the_wires_seven_lists() {
 }
 
 #[test]
+fn a_score_is_what_the_head_makes_of_clips_place_and_a_head_of_another_clip_is_not_offered() {
+    let folder = models::some();
+    let [(inner, inner_bias), (outer, outer_bias)] = models::put_head(folder.path(), 64);
+    let served = engine(folder.path());
+    let clip = vision::Weights::open(&tiny("tiny-shapes-clip/model.safetensors"), &vision::Device::Cpu).unwrap();
+    let config = std::fs::read_to_string(tiny("tiny-shapes-clip/config.json")).unwrap();
+    let config = vision::clip::ClipConfig::from_json(&config).unwrap();
+    let clip = vision::clip::ClipVision::load(&clip, &config).unwrap();
+    let dot = |row: &[f32], x: &[f32]| row.iter().zip(x).map(|(a, b)| a * b).sum::<f32>();
+    let scores: Vec<f64> = (0..3)
+        .map(|n| {
+            let picture = imaging::decode(&drawn(n), &Limits::image_job()).unwrap();
+            let place = clip.embed(&picture).unwrap();
+            let between: Vec<f32> = inner
+                .chunks(64)
+                .zip(&inner_bias)
+                .map(|(row, bias)| dot(row, &place) + bias)
+                .collect();
+            let expected = f64::from(dot(&outer, &between) + outer_bias[0]);
+            let told = value(run(&served, "aesthetic", drawn(n)).unwrap());
+            let score = told["aesthetic"].as_f64().unwrap();
+            assert!((score - expected).abs() < 2e-3, "{told} and not {expected}");
+            score
+        })
+        .collect();
+    assert!(scores[0] != scores[1] && scores[1] != scores[2], "{scores:?}");
+
+    models::put_head(folder.path(), 768);
+    let forms = told(&engine(folder.path()));
+    assert!(
+        !forms.contains(&"aesthetic".to_owned()) && forms.contains(&"interrogation".to_owned()),
+        "{forms:?}"
+    );
+}
+
+#[test]
 fn places_of_words_are_computed_once_and_go_on_where_they_were_left() {
     let folder = models::some();
     let words = folder.path().join("clip/words");

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use alchemy_worker::engine::{AlchemyEngine, EngineSettings};
 use alchemy_worker::forms::KNOWN;
+use safetensors::tensor::{Dtype, TensorView};
 use worker_runtime::backend::JobContext;
 
 /// A job that nobody watches.
@@ -76,6 +77,7 @@ pub fn some() -> tempfile::TempDir {
 /// Every form has a network, most of them the same one.
 pub fn all() -> tempfile::TempDir {
     let folder = some();
+    put_head(folder.path(), 64);
     for name in [
         "RealESRGAN_x2plus",
         "RealESRGAN_x4plus_anime_6B",
@@ -113,6 +115,39 @@ pub fn all() -> tempfile::TempDir {
         &folder.path().join("nsfw/safety_checker.safetensors"),
     );
     folder
+}
+
+/// Writes a head for the tiny CLIP's places of 64 numbers, of two layers with these many numbers between them. Its layers
+/// as (weights row by row, biases).
+pub fn put_head(folder: &Path, dimension: usize) -> [(Vec<f32>, Vec<f32>); 2] {
+    const BETWEEN: usize = 16;
+    let mut grain = 7u32;
+    let mut drawn = |n: usize| -> Vec<f32> {
+        let mut next = || {
+            grain = grain.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (grain >> 8) as f32 / (1 << 24) as f32 - 0.5
+        };
+        (0..n).map(|_| next()).collect()
+    };
+    let first = (drawn(BETWEEN * dimension), drawn(BETWEEN));
+    // Around the middle of what a score may be.
+    let second = (drawn(BETWEEN), vec![5.0]);
+    let tensors = [
+        ("layers.0.weight", vec![BETWEEN, dimension], &first.0),
+        ("layers.0.bias", vec![BETWEEN], &first.1),
+        ("layers.3.weight", vec![1, BETWEEN], &second.0),
+        ("layers.3.bias", vec![1], &second.1),
+    ];
+    let bytes = tensors
+        .each_ref()
+        .map(|(_, _, values)| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+    let views = tensors.iter().zip(&bytes).map(|((name, shape, _), bytes)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).unwrap();
+        (*name, view)
+    });
+    std::fs::create_dir_all(folder.join("clip")).unwrap();
+    safetensors::serialize_to_file(views, None, &folder.join("clip/aesthetic.safetensors")).unwrap();
+    [first, second]
 }
 
 /// Settings for every form of a folder, caches inside it.

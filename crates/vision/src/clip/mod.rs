@@ -2,6 +2,7 @@
 //!
 //! Radford et al. 2021 (arXiv 2103.00020). Both published layouts are read: OpenAI's and Hugging Face's.
 
+mod aesthetic;
 mod interrogate;
 mod places;
 mod tokens;
@@ -13,6 +14,7 @@ use crate::error::{Result, VisionError};
 use crate::layers::{Act, LayerNorm, Linear};
 use crate::transformer::{HF_CLIP, Layer, LayerKeys, LayerStyle, OPENAI_CLIP, TowerKeys, VisionTower, heads};
 use crate::weights::Weights;
+pub use aesthetic::{AestheticHead, AestheticScorer};
 pub use interrogate::{Interrogator, Tag, WordList};
 pub use places::PlaceCache;
 pub use tokens::ClipTokenizer;
