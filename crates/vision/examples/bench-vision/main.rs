@@ -36,10 +36,10 @@ struct Args {
     /// Python with torch, spandrel, transformers, onnxruntime and ncnn; without it ours runs alone.
     #[arg(long, env = "BENCH_PYTHON")]
     python: Option<PathBuf>,
-    /// Models directory, with the packages in `wheels` (`just bench-vision` fills one).
+    /// Models directory.
     #[arg(long, env = "HORDE_WORKERS_MODELS")]
     models: PathBuf,
-    /// Where random weights (2 GB) and results are kept.
+    /// Where random weights (2 GB), results and, in `wheels`, the packages that peers read are kept.
     #[arg(long, env = "BENCH_DIR")]
     dir: PathBuf,
     /// Run one stage of ours and write its numbers here (what the bench starts itself with).

