@@ -58,55 +58,57 @@ fn mirror(at: usize, half: usize, len: usize) -> usize {
     (if i < len as isize { i } else { period - i }) as usize
 }
 
-/// What a square neighbourhood is reduced to.
-#[derive(Clone, Copy)]
-enum Keep {
-    Least,
-    Most,
-}
-
 /// Smallest value of each `size`×`size` neighbourhood; `outside` is what lies beyond the edges.
 /// An even neighbourhood reaches one further to the left and up.
 pub fn erode(mask: &Mask, size: usize, outside: u8) -> Mask {
-    reduce(mask, size, outside, Keep::Least)
+    reduced_mask(mask, size, outside, u8::min)
 }
 
 /// Greatest value of each `size`×`size` neighbourhood; `outside` is what lies beyond the edges.
 pub fn dilate(mask: &Mask, size: usize, outside: u8) -> Mask {
-    reduce(mask, size, outside, Keep::Most)
+    reduced_mask(mask, size, outside, u8::max)
 }
 
-fn reduce(mask: &Mask, size: usize, outside: u8, keep: Keep) -> Mask {
-    let (width, height) = (mask.width() as usize, mask.height() as usize);
+/// The same as [`erode`] on every plane, with nothing beyond the edges (OpenCV's default).
+pub fn erode_plane(planar: &Planar, size: usize) -> Planar {
+    let (width, height) = (planar.width() as usize, planar.height() as usize);
+    let mut out = planar.clone();
+    for plane in out.data_mut().chunks_exact_mut(width * height) {
+        let least = reduced(plane, width, size, f32::INFINITY, f32::min);
+        plane.copy_from_slice(&least);
+    }
+    out
+}
+
+fn reduced_mask(mask: &Mask, size: usize, outside: u8, keep: fn(u8, u8) -> u8) -> Mask {
+    let out = reduced(mask.data(), mask.width() as usize, size, outside, keep);
+    Mask::new(mask.width(), mask.height(), out).expect("one value per pixel")
+}
+
+/// Each value of a plane with its neighbours', in rows, then in columns.
+fn reduced<T: Copy>(plane: &[T], width: usize, size: usize, outside: T, keep: fn(T, T) -> T) -> Vec<T> {
+    let height = plane.len() / width.max(1);
     let size = size.max(1);
-    let line = |values: &[u8]| -> Vec<u8> {
-        (0..values.len() as isize)
-            .map(|x| {
-                let begin = x - (size / 2) as isize;
-                let window = (begin..begin + size as isize).map(|i| {
-                    usize::try_from(i)
-                        .ok()
-                        .and_then(|i| values.get(i))
-                        .copied()
-                        .unwrap_or(outside)
-                });
-                match keep {
-                    Keep::Least => window.min(),
-                    Keep::Most => window.max(),
-                }
-                .unwrap_or(outside)
+    let line = |values: &[T]| -> Vec<T> {
+        (0..values.len())
+            .map(|at| {
+                let (begin, end) = (at as isize - (size / 2) as isize, at + size - size / 2);
+                let inside = &values[begin.max(0) as usize..end.min(values.len())];
+                let least = inside.iter().copied().reduce(keep).unwrap_or(outside);
+                let reaches_out = begin < 0 || end > values.len();
+                if reaches_out { keep(least, outside) } else { least }
             })
             .collect()
     };
-    let rows: Vec<u8> = mask.data().chunks_exact(width).flat_map(line).collect();
-    let mut out = vec![0; width * height];
+    let rows: Vec<T> = plane.chunks_exact(width).flat_map(line).collect();
+    let mut out = rows.clone();
     for x in 0..width {
-        let column: Vec<u8> = (0..height).map(|y| rows[y * width + x]).collect();
+        let column: Vec<T> = (0..height).map(|y| rows[y * width + x]).collect();
         for (y, value) in line(&column).into_iter().enumerate() {
             out[y * width + x] = value;
         }
     }
-    Mask::new(mask.width(), mask.height(), out).expect("one value per pixel")
+    out
 }
 
 #[cfg(test)]
@@ -135,5 +137,14 @@ mod tests {
         let eroded = erode(&mask, 3, 0);
         assert_eq!(eroded.data().iter().filter(|v| **v == 255).count(), 1);
         assert_eq!(dilate(&eroded, 3, 0), mask);
+    }
+
+    #[test]
+    fn planes_are_eroded_to_the_left_and_up_and_not_by_the_edge() {
+        let plane = Planar::new(1, 4, 2, vec![0.2, 0.9, 0.8, 1.0, 0.5, 0.9, 0.9, 0.9]).unwrap();
+        assert_eq!(erode_plane(&plane, 2).data(), [0.2, 0.2, 0.8, 0.8, 0.2, 0.2, 0.8, 0.8]);
+        assert_eq!(erode_plane(&plane, 0), plane);
+        // Three wide to either side it is the whole row, and nothing beyond it.
+        assert_eq!(erode_plane(&plane, 7).data(), [0.2; 8]);
     }
 }

@@ -60,17 +60,7 @@ pub(super) fn run(
     settings: &CaptionSettings,
     stop: &dyn Fn() -> bool,
 ) -> Result<Vec<u32>> {
-    let rules = Rules {
-        min_length: settings.min_length,
-        max_length: settings.max_length.clamp(begin.len() + 1, decoder.context_len()),
-        penalty: if settings.repetition_penalty > 0.0 {
-            settings.repetition_penalty
-        } else {
-            1.0
-        },
-        end,
-        begin_len: begin.len(),
-    };
+    let rules = Rules::new(decoder, begin, end, settings);
     match settings.search {
         Search::Beams(n) if n <= 1 => one_by_one(decoder, seen, begin, &rules, stop, &mut |scores| best(scores)),
         Search::Beams(n) => beams(decoder, seen, begin, &rules, n.min(MAX_BEAMS), stop),
@@ -83,6 +73,28 @@ pub(super) fn run(
     }
 }
 
+/// What a nucleus would draw the token after `ids` from: tokens with their probabilities, most likely first.
+pub(super) fn choices(
+    decoder: &Decoder,
+    seen: &Tensor,
+    ids: &[u32],
+    end: u32,
+    settings: &CaptionSettings,
+) -> Result<Vec<(u32, f32)>> {
+    let Search::Nucleus { top_p, .. } = settings.search else {
+        return Err(VisionError::Input("only a nucleus draws".into()));
+    };
+    let mut memory = decoder.memory(seen)?;
+    let mut scores = decoder
+        .forward(&[ids.to_vec()], &mut memory)?
+        .flatten_all()?
+        .to_vec1()?;
+    Rules::new(decoder, ids, end, settings).apply(&mut scores, ids);
+    let likely = likely(&scores, top_p);
+    let all: f32 = likely.iter().map(|(_, r)| r).sum();
+    Ok(likely.into_iter().map(|(id, r)| (id as u32, r / all)).collect())
+}
+
 struct Rules {
     min_length: usize,
     max_length: usize,
@@ -92,6 +104,20 @@ struct Rules {
 }
 
 impl Rules {
+    fn new(decoder: &Decoder, begin: &[u32], end: u32, settings: &CaptionSettings) -> Self {
+        Self {
+            min_length: settings.min_length,
+            max_length: settings.max_length.clamp(begin.len() + 1, decoder.context_len()),
+            penalty: if settings.repetition_penalty > 0.0 {
+                settings.repetition_penalty
+            } else {
+                1.0
+            },
+            end,
+            begin_len: begin.len(),
+        }
+    }
+
     fn apply(&self, scores: &mut [f32], ids: &[u32]) {
         if self.penalty != 1.0 {
             let mut seen: Vec<u32> = ids.to_vec();
@@ -152,30 +178,38 @@ fn best(scores: &[f32]) -> usize {
         .fold(0, |best, (i, s)| if *s > scores[best] { i } else { best })
 }
 
-fn nucleus(scores: &[f32], top_p: f32, draw: f32) -> usize {
+/// The tokens that may be drawn and what each weighs beside the first's 1, most likely first; empty where no score is a number.
+fn likely(scores: &[f32], top_p: f32) -> Vec<(usize, f32)> {
     let mut order: Vec<usize> = (0..scores.len()).filter(|i| scores[*i].is_finite()).collect();
     order.sort_by(|a, b| scores[*b].total_cmp(&scores[*a]));
     order.truncate(TOP_K);
     let Some(first) = order.first().copied() else {
-        return best(scores);
+        return Vec::new();
     };
-    let raised: Vec<f32> = order.iter().map(|i| (scores[*i] - scores[first]).exp()).collect();
-    let all: f32 = raised.iter().sum();
+    let mut raised: Vec<(usize, f32)> = order
+        .into_iter()
+        .map(|i| (i, (scores[i] - scores[first]).exp()))
+        .collect();
+    let all: f32 = raised.iter().map(|(_, r)| r).sum();
     let mut kept = 0.0;
-    let n_kept = raised.iter().take_while(|r| {
+    let n_kept = raised.iter().take_while(|(_, r)| {
         let open = kept < top_p.clamp(0.0, 1.0) * all;
-        kept += **r;
+        kept += r;
         open
     });
     let n_kept = n_kept.count().max(1);
-    let mut left = draw * raised[..n_kept].iter().sum::<f32>();
-    for (i, r) in order.iter().zip(&raised[..n_kept]) {
+    raised.truncate(n_kept);
+    raised
+}
+
+fn nucleus(scores: &[f32], top_p: f32, draw: f32) -> usize {
+    let likely = likely(scores, top_p);
+    let mut left = draw * likely.iter().map(|(_, r)| r).sum::<f32>();
+    let drawn = likely.iter().find(|(_, r)| {
         left -= r;
-        if left <= 0.0 {
-            return *i;
-        }
-    }
-    order[n_kept - 1]
+        left <= 0.0
+    });
+    drawn.or(likely.last()).map_or_else(|| best(scores), |(i, _)| *i)
 }
 
 /// SplitMix64: enough for choosing words.

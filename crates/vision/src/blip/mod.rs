@@ -122,6 +122,11 @@ impl Blip {
         Ok(scores.flatten_all()?.to_vec1()?)
     }
 
+    /// What a nucleus would draw the token after `ids` from: tokens with their probabilities, most likely first.
+    pub fn choices(&self, seen: &Tensor, ids: &[u32], settings: &CaptionSettings) -> Result<Vec<(u32, f32)>> {
+        generate::choices(&self.decoder, seen, ids, END, settings)
+    }
+
     /// Tokens of a caption, from the start token (and `prompt`) to the end token. `stop` is asked before each token.
     pub fn generate(
         &self,

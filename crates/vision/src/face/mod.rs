@@ -1,14 +1,17 @@
 //! Faces: finding them, and repairing them.
 
+mod align;
 mod codeformer;
 mod gfpgan;
 #[cfg(test)]
 mod made_up;
 mod parsenet;
+mod repair;
 mod restore;
 mod restoreformer;
 mod retinaface;
 
 pub use parsenet::FaceParser;
-pub use restore::{FaceRestorer, RestoreSettings, restore_faces};
+pub use repair::{RestoreSettings, restore_faces};
+pub use restore::FaceRestorer;
 pub use retinaface::{Face, FaceDetector, RawFaces};

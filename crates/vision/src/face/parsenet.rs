@@ -82,18 +82,26 @@ impl FaceParser {
         self.classes.forward(&reflected(&h)?)
     }
 
-    /// How much of each pixel of an upright face (three planes in -1..=1) is face, with soft edges, in 0..=1.
+    /// The scores of each class for an upright face (three planes in -1..=1): (1, classes, 512, 512).
     ///
     /// # Errors
-    /// A tensor operation fails.
-    pub fn mask(&self, face: &Planar) -> Result<Planar> {
-        let (width, height) = (face.width(), face.height());
+    /// The picture has another number of planes, or a tensor operation fails.
+    pub fn scores(&self, face: &Planar) -> Result<Tensor> {
         if face.channels() != 3 {
             return Err(VisionError::Input("the face parser takes three planes".into()));
         }
         let sized = face.resized(SIDE as u32, SIDE as u32, PlanarFilter::Bilinear);
         let x = Tensor::from_slice(sized.data(), (1, 3, SIDE, SIDE), &self.device)?;
-        let classes = self.forward(&x)?.argmax(1)?.flatten_all()?.to_vec1::<u32>()?;
+        self.forward(&x)
+    }
+
+    /// How much of each pixel of an upright face (three planes in -1..=1) is face, with soft edges, in 0..=1.
+    ///
+    /// # Errors
+    /// As for [`Self::scores`].
+    pub fn mask(&self, face: &Planar) -> Result<Planar> {
+        let (width, height) = (face.width(), face.height());
+        let classes = self.scores(face)?.argmax(1)?.flatten_all()?.to_vec1::<u32>()?;
         let hard = classes
             .iter()
             .map(|class| if NO_FACE.contains(class) { 0.0 } else { 1.0 });

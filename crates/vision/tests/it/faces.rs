@@ -78,3 +78,39 @@ fn a_repair_changes_the_face_and_nothing_else() {
         empty
     );
 }
+
+/// The photograph at this size in the middle of a grey picture.
+fn framed(width: u32, height: u32, side: u32) -> imaging::Picture {
+    let mut picture = imaging::Picture::filled(side, side, [128; 3]);
+    let small = photo().resized(width, height, imaging::Filter::Box);
+    let (left, top) = ((side - width) as usize / 2, (side - height) as usize / 2);
+    for (y, row) in small.data().chunks_exact(width as usize * 3).enumerate() {
+        let at = ((top + y) * side as usize + left) * 3;
+        picture.data_mut()[at..at + row.len()].copy_from_slice(row);
+    }
+    picture
+}
+
+#[test]
+fn small_pictures_are_looked_at_larger_and_the_smallest_faces_are_left_alone() {
+    let path = root().join("models/alchemy/gfpgan_64.safetensors");
+    let restorer = FaceRestorer::load(&Weights::open(&path, &Device::Cpu).unwrap()).unwrap();
+    let repaired = |picture: &imaging::Picture, threshold| {
+        let settings = RestoreSettings {
+            threshold,
+            ..RestoreSettings::default()
+        };
+        restore_faces(picture, &detector(), &restorer, &settings, &mut |_, _| true).unwrap()
+    };
+    // Too small for the detector as it is, but not when enlarged; its eyes are near, measured by so small a picture.
+    let tiny = framed(22, 19, 64);
+    assert!(detector().detect(&tiny, 0.8, 2048).unwrap().is_empty());
+    assert_ne!(repaired(&tiny, 0.8), tiny);
+    // In a large picture the same distance is nobody's face, though a lax detector finds it.
+    let far = framed(38, 33, 640);
+    let face = &detector().detect(&far, 0.1, 2048).unwrap()[0];
+    let apart = face.landmarks[1].0 - face.landmarks[0].0;
+    assert!((3.0..5.0).contains(&apart), "{apart}");
+    assert_eq!(repaired(&far, 0.1), far);
+    assert_ne!(repaired(&framed(48, 42, 640), 0.1), framed(48, 42, 640));
+}
