@@ -13,6 +13,7 @@ use worker_runtime::backend::LoadError;
 
 use crate::cli::{self, Verb};
 use crate::config::{self, Key, Loaded, Places, Sources};
+use crate::logging;
 use crate::program::{Context, Program};
 use crate::sandbox::{self, Sandbox};
 use crate::state::Order;
@@ -128,6 +129,7 @@ fn program<P: Program>(args: &[String]) -> Result<ExitCode, Stop> {
 fn engine<P: Program>(device: String) -> ExitCode {
     sandbox::leave_signals_to_supervisor();
     Sandbox::enter();
+    logging::start_in_engine();
     worker_runtime::engine::serve(move |config| {
         P::engine(config, &device).map_err(|stop| LoadError {
             message: stop.message.clone(),

@@ -37,9 +37,31 @@ pub enum Sink {
     File(PathBuf),
 }
 
+/// Where the supervisor tells its engines what to log; its own filter decides again.
+pub const ENGINE_FILTER: &str = "WORKER_ENGINE_LOG";
+
+/// Logs an engine's events to its standard error, a level in front of each, which the supervisor puts into its own log. Its
+/// filter is that of [`ENGINE_FILTER`]; without one, information and what is worse.
+pub fn start_in_engine() {
+    let filter = std::env::var(ENGINE_FILTER).unwrap_or_default();
+    let filter = EnvFilter::builder()
+        .parse(format!("{},{QUIET}", if filter.is_empty() { "info" } else { &filter }))
+        .unwrap_or_else(|_| EnvFilter::new("info"));
+    // An engine without a log still serves.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .with_writer(io::stderr)
+        .finish()
+        .try_init();
+}
+
 /// Keeps the writing thread; when dropped, what is queued is written.
 pub struct Logging {
     dropped: Arc<AtomicU64>,
+    warnings: Arc<AtomicU64>,
     queue: Option<SyncSender<Vec<u8>>>,
     writer: Option<JoinHandle<()>>,
 }
@@ -65,9 +87,14 @@ impl Logging {
         Arc::clone(&self.dropped)
     }
 
+    /// Warnings and errors so far.
+    pub fn warnings(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.warnings)
+    }
+
     fn queue(sink: Sink) -> Result<(Self, Lines), Stop> {
         let (queue, received) = sync_channel(QUEUE_LINES);
-        let dropped = Arc::new(AtomicU64::new(0));
+        let (dropped, warnings) = (Arc::default(), Arc::default());
         let writer = std::thread::Builder::new()
             .name("log".to_owned())
             .spawn(move || write_lines(&received, sink))
@@ -75,11 +102,13 @@ impl Logging {
         let lines = Lines {
             queue: queue.clone(),
             dropped: Arc::clone(&dropped),
+            warnings: Arc::clone(&warnings),
             is_json: false,
         };
         Ok((
             Self {
                 dropped,
+                warnings,
                 queue: Some(queue),
                 writer: Some(writer),
             },
@@ -178,6 +207,7 @@ fn open_append(path: &Path) -> io::Result<File> {
 struct Lines {
     queue: SyncSender<Vec<u8>>,
     dropped: Arc<AtomicU64>,
+    warnings: Arc<AtomicU64>,
     is_json: bool,
 }
 
@@ -201,6 +231,14 @@ impl<'a> MakeWriter<'a> for Lines {
             lines: self.clone(),
             bytes: Vec::with_capacity(256),
         }
+    }
+
+    fn make_writer_for(&'a self, meta: &tracing::Metadata<'_>) -> Line {
+        // Levels are ordered by how much they let through: errors are the least.
+        if *meta.level() <= tracing::Level::WARN {
+            self.warnings.fetch_add(1, Ordering::Relaxed);
+        }
+        self.make_writer()
     }
 }
 
@@ -258,12 +296,26 @@ mod tests {
     }
 
     #[test]
+    fn warnings_and_errors_are_counted_and_nothing_else_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let (logging, lines) = Logging::queue(Sink::File(directory.path().join("worker.log"))).unwrap();
+        let subscriber = tracing_subscriber::fmt().with_writer(lines).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!("a");
+            tracing::warn!("b");
+            tracing::error!("c");
+        });
+        assert_eq!(logging.warnings().load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
     fn a_stuck_writer_costs_lines_and_counts_them() {
         let (queue, _received) = sync_channel(1);
         let dropped = Arc::new(AtomicU64::new(0));
         let lines = Lines {
             queue,
             dropped: Arc::clone(&dropped),
+            warnings: Arc::default(),
             is_json: false,
         };
         for _ in 0..4 {

@@ -74,10 +74,15 @@ pub fn run<P: Program>(verb: &ModelsVerb, kinds: &[Kind], context: &Context<P>) 
             progress: progress.as_ref(),
             control: &control,
         };
-        command::run(&verb.command, place).await.map_err(stop)
+        command::run(&verb.command, place)
+            .await
+            .map_err(|error| stop(error, P::NAME))
     })?;
     let text = if verb.json {
         serde_json::to_string(&outcome).map_err(|error| Stop::failed(error.to_string()))? + "\n"
+    } else if matches!(&outcome, Outcome::List(lines) if lines.is_empty()) {
+        let program = P::NAME;
+        format!("no models are on disk; `{program} models list --all` shows what can be pulled\n")
     } else {
         outcome.to_string()
     };
@@ -134,12 +139,16 @@ fn of_kinds(all: &Catalogue, kinds: &[Kind]) -> Catalogue {
     wanted
 }
 
-fn stop(error: CommandError) -> Stop {
+fn stop(error: CommandError, program: &str) -> Stop {
     let stop = match &error {
         CommandError::Unknown { .. } => Stop::no_model(error.to_string()),
         CommandError::Pull { .. } | CommandError::Io(_) => Stop::failed(error.to_string()),
     };
-    match error.hint() {
+    let hint = match error {
+        CommandError::Unknown { similar: None, .. } => Some(format!("`{program} models list --all` shows all names")),
+        error => error.hint(),
+    };
+    match hint {
         Some(hint) => stop.hint(hint),
         None => stop,
     }

@@ -32,19 +32,19 @@ pub(super) fn open_all(shared: &Shared) {
         }
         let held = shared.networks.held();
         match open(shared, form, task) {
-            Ok(pace) if pace.most_tiles() == 0 && !shared.settings.is_named => note(&format!(
+            Ok(pace) if pace.most_tiles() == 0 && !shared.settings.is_named => tracing::warn!(
                 "{form} is not offered: it takes {:.0} s here and the Horde gives {:.0} s; name it in `alchemist.forms` \
                  to serve it for small pictures",
                 pace.seconds,
                 pace::LEASE_SECONDS
-            )),
+            ),
             Ok(pace) => {
                 shared.open().insert(form.clone(), pace);
             }
             Err(fault) if shared.is_leaving.load(Ordering::Relaxed) => drop(fault),
-            Err(fault) => note(&format!(
+            Err(fault) => tracing::warn!(
                 "{form} is not offered: {fault}; `alchemist doctor` tells the files apart and what to do"
-            )),
+            ),
         }
         // Memory is for jobs, not for what was only measured.
         shared.networks.keep_only(&held);
@@ -57,12 +57,12 @@ fn open(shared: &Shared, form: &str, task: &Task) -> Result<Pace, Fault> {
     if let Task::Interrogate { clip, words } = task
         && !shared.networks.has_places(clip, words)
     {
-        note("interrogation is offered once all words have their places, which is computed once and kept");
+        tracing::info!("interrogation is offered once all words have their places, which is computed once and kept");
         let mut told = Instant::now();
         let mut progress = |done: usize, total: usize| {
             if told.elapsed() >= TELL_EVERY {
                 told = Instant::now();
-                note(&format!("interrogation: {done} of {total} words have their places"));
+                tracing::info!("interrogation: {done} of {total} words have their places");
             }
             !shared.is_leaving.load(Ordering::Relaxed)
         };
@@ -141,11 +141,6 @@ fn made_up(side: u32) -> Picture {
         ]);
     }
     picture
-}
-
-/// A line of the engine's output, which the supervisor's log shows.
-fn note(text: &str) {
-    eprintln!("{text}");
 }
 
 /// Ends a measurement that takes too long, or whose engine goes.

@@ -239,7 +239,7 @@ impl Engine for AlchemyEngine {
 fn readable(form: &Form, task: &Task, device: &Device) -> bool {
     let broken = task.weights().iter().find_map(|path| Weights::open(path, device).err());
     if let Some(error) = &broken {
-        eprintln!("{} is not offered: {error}", form.as_str());
+        tracing::warn!("{} is not offered: {error}", form.as_str());
     }
     broken.is_none()
 }

@@ -123,15 +123,15 @@ impl Bars {
 
     fn bar<'a>(&self, state: &'a mut BarState, file: &str) -> &'a mut (ProgressBar, u64) {
         state.files.entry(file.to_owned()).or_insert_with(|| {
-            let bar = ProgressBar::new(0);
+            // First among the others, then dressed: one that stands alone draws itself, and its line stays for ever.
+            let bar = match &state.total {
+                Some(total) => self.bars.insert_before(total, ProgressBar::new(0)),
+                None => self.bars.add(ProgressBar::new(0)),
+            };
             bar.set_style(Self::style(
                 "{prefix:<32!} {bar:30} {bytes:>10}/{total_bytes:<10} {binary_bytes_per_sec:>12} {eta:>4} {msg}",
             ));
             bar.set_prefix(file.to_owned());
-            let bar = match &state.total {
-                Some(total) => self.bars.insert_before(total, bar),
-                None => self.bars.add(bar),
-            };
             (bar, 0)
         })
     }

@@ -51,7 +51,13 @@ pub fn draw(frame: &mut Frame<'_>, file: &StatusFile) {
     boxed(frame, job_box, "Jobs", job_lines);
     boxed(frame, device_box, "Devices", devices(file));
     let event_rows = usize::from(event_box.height.saturating_sub(2));
-    boxed(frame, event_box, "Events", events(file, event_rows));
+    let title = match (file.log_warnings, &file.log_file) {
+        (0, _) | (_, None) => "Events".to_owned(),
+        (1, Some(log)) => format!("Events · 1 warning in {}", printable(log)),
+        (several, Some(log)) => format!("Events · {several} warnings in {}", printable(log)),
+    };
+    let title = truncated(&title, usize::from(event_box.width.saturating_sub(4)));
+    boxed(frame, event_box, &title, events(file, event_rows));
     if message_rows > 0 {
         boxed(frame, message_box, "Messages from the Horde", messages);
     }

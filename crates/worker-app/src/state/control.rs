@@ -61,14 +61,21 @@ pub struct Taken {
     pub pid: Option<u32>,
 }
 
+/// Nothing holds `dir` (75).
+pub fn not_running(name: &str, dir: &Path) -> Stop {
+    Stop::new(
+        Code::Instance,
+        format!("no {name} runs with the state directory `{}`", dir.display()),
+    )
+    .hint(format!(
+        "start it with `{name}`, or name its directory with `--state-dir`"
+    ))
+}
+
 /// Gives `order` to the worker that holds `dir` and waits until it has taken it.
 pub fn give(dir: &Path, order: Order) -> Result<Taken, Stop> {
     let Some(pid) = holder(dir) else {
-        return Err(Stop::new(
-            Code::Instance,
-            format!("no worker runs with the state directory `{}`", dir.display()),
-        )
-        .hint("start one with `run`, or name its directory with `--state-dir`"));
+        return Err(not_running("worker", dir).hint("start it, or name its directory with `--state-dir`"));
     };
     let path = put(dir, order).map_err(|error| {
         Stop::new(

@@ -4,7 +4,7 @@ mod control;
 mod lock;
 mod status_file;
 
-pub use control::{Inbox, Order, Taken, give};
+pub use control::{Inbox, Order, Taken, give, not_running};
 pub use lock::{Lock, holder};
 pub use status_file::{STATUS_FILE, StatusFile, read_status, write_status};
 

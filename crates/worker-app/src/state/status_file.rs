@@ -35,6 +35,10 @@ pub struct StatusFile {
     pub sandbox: String,
     /// Log lines that were dropped because the disk or the terminal was too slow.
     pub log_lines_dropped: u64,
+    /// Warnings and errors that were logged.
+    pub log_warnings: u64,
+    /// Where the log goes; `None` for standard error.
+    pub log_file: Option<String>,
     /// The worker's state.
     pub status: Status,
 }

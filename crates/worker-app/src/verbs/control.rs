@@ -3,11 +3,14 @@
 use std::path::Path;
 
 use crate::display::span;
-use crate::state::{Order, give};
+use crate::state::{Order, give, holder, not_running};
 use crate::stop::Stop;
 
 /// Gives the order and says what will happen.
 pub fn control(name: &str, dir: &Path, order: Order) -> Result<String, Stop> {
+    if holder(dir).is_none() {
+        return Err(not_running(name, dir));
+    }
     let taken = give(dir, order)?;
     let pid = taken.pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
     let what = match order {

@@ -40,7 +40,7 @@ impl Findings {
             .map(|(_, code)| *code)
     }
 
-    /// One line per check, hints below.
+    /// One line per check, hints below, and at the end how many failed: there may be more checks than rows.
     pub fn render(&self) -> String {
         let mut text = String::new();
         for (check, _) in &self.found {
@@ -58,7 +58,29 @@ impl Findings {
                 text.push_str(&format!("      hint: {}\n", printable(hint)));
             }
         }
+        text.push_str(&format!("\n{}\n", self.summary()));
         text
+    }
+
+    fn summary(&self) -> String {
+        let of = |verdict| self.found.iter().filter(move |(check, _)| check.verdict == verdict);
+        let failed: Vec<String> = of(Verdict::Fail).map(|(check, _)| printable(&check.name)).collect();
+        let mut text = if failed.is_empty() {
+            "Nothing keeps this worker from serving".to_owned()
+        } else {
+            format!(
+                "{} of {} checks failed: {}",
+                failed.len(),
+                self.found.len(),
+                failed.join(", ")
+            )
+        };
+        match of(Verdict::Warn).count() {
+            0 => {}
+            1 => text.push_str("; 1 warning"),
+            several => text.push_str(&format!("; {several} warnings")),
+        }
+        text + "."
     }
 
     /// One JSON object.
@@ -83,6 +105,10 @@ pub async fn doctor<P: Program>(context: &Context<P>, loaded: &Loaded<P::Config>
             Err(stop) => Check::from_stop("API key", stop),
         },
     );
+    if !loaded.is_named {
+        let stop = super::run::no_name(P::NAME, loaded.file.is_some());
+        findings.add(Code::Config, Check::from_stop("worker name", &stop));
+    }
     horde::<P>(&mut findings, context, loaded.key.as_ref().ok(), loaded.is_named).await;
     findings.add(
         Code::Config,
@@ -96,7 +122,10 @@ pub async fn doctor<P: Program>(context: &Context<P>, loaded: &Loaded<P::Config>
     findings.add(
         Code::NoModel,
         match P::models(context) {
-            Ok(()) => Check::ok("models", format!("found in `{}`", context.models_dir.display())),
+            Ok(()) => Check::ok(
+                "models",
+                format!("enough to serve is in `{}`", context.models_dir.display()),
+            ),
             Err(stop) => Check::from_stop("models", &stop),
         },
     );
@@ -160,14 +189,7 @@ async fn horde<P: Program>(findings: &mut Findings, context: &Context<P>, key: O
     if is_named {
         let (code, check) = worker_name::<P>(client, context.common.worker_name.as_str(), &user).await;
         findings.add(code, check);
-    } else {
-        findings.add(Code::Config, unnamed());
     }
-}
-
-/// The worker has no name.
-fn unnamed() -> Check {
-    Check::from_stop("worker name", &super::run::no_name())
 }
 
 fn bad_account(error: &ApiError) -> Check {
@@ -196,7 +218,10 @@ fn account(user: &User) -> Check {
         .as_deref()
         .map_or_else(|| "without a name".to_owned(), printable);
     let kudos = user.kudos.unwrap_or_default();
-    let workers = user.worker_count.unwrap_or_default();
+    let workers = match user.worker_count.unwrap_or_default() {
+        1 => "1 worker".to_owned(),
+        workers => format!("{workers} workers"),
+    };
     if is_anonymous(user) {
         return Check::fail("account", "the key is the anonymous one")
             .hint("the Horde lets no anonymous user run a worker; register at https://aihorde.net/register");
@@ -206,15 +231,12 @@ fn account(user: &User) -> Check {
             .hint("ask the moderators on the AI Horde's chat");
     }
     if user.trusted == Some(true) {
-        Check::ok(
-            "account",
-            format!("{name}, trusted, {kudos:.0} kudos, {workers} workers"),
-        )
+        Check::ok("account", format!("{name}, trusted, {kudos:.0} kudos, {workers}"))
     } else {
         Check::ok(
             "account",
             format!(
-                "{name}, not yet trusted (half of the kudos is held back for about a week), {kudos:.0} kudos, {workers} workers"
+                "{name}, not yet trusted (half of the kudos is held back for about a week), {kudos:.0} kudos, {workers}"
             ),
         )
     }
@@ -377,13 +399,18 @@ mod tests {
         let mut findings = Findings::default();
         findings.add(Code::Config, Check::warn("a", "x").hint("do y"));
         assert_eq!(findings.code(), None);
+        assert!(
+            findings
+                .render()
+                .ends_with("\nNothing keeps this worker from serving; 1 warning.\n")
+        );
         findings.add(Code::NoModel, Check::fail("b", "z"));
         findings.add(Code::NoDevice, Check::fail("c", "z"));
         assert_eq!(findings.code(), Some(Code::NoModel));
         assert_eq!(findings.to_json()["exit_code"], 66);
         assert_eq!(
             findings.render(),
-            "warn  a: x\n      hint: do y\nFAIL  b: z\nFAIL  c: z\n"
+            "warn  a: x\n      hint: do y\nFAIL  b: z\nFAIL  c: z\n\n2 of 3 checks failed: b, c; 1 warning.\n"
         );
     }
 

@@ -12,7 +12,7 @@ use worker_runtime::{Clock, Command, Shutdown, Status};
 
 use crate::config::{Common, Loaded, LogFormat};
 use crate::display::{Display, Key as Pressed};
-use crate::logging::{Logging, Sink};
+use crate::logging::{ENGINE_FILTER, Logging, Sink};
 use crate::program::{Context, Program};
 use crate::sandbox::{self, Sandbox};
 use crate::state::{Inbox, Lock, StatusFile, write_status};
@@ -34,7 +34,7 @@ const MAX_WAITING_COMMANDS: usize = 16;
 pub fn run<P: Program>(loaded: &Loaded<P::Config>) -> Result<(), Stop> {
     let common = &loaded.common;
     if !loaded.is_named {
-        return Err(no_name());
+        return Err(no_name(P::NAME, loaded.file.is_some()));
     }
     P::check(&loaded.section, common).map_err(|stop| loaded.with_origin(stop))?;
     let lock = Lock::take(&common.state_dir)?;
@@ -45,11 +45,8 @@ pub fn run<P: Program>(loaded: &Loaded<P::Config>) -> Result<(), Stop> {
     let sandbox = Sandbox::enter();
     sandbox::hide_memory();
     let shows = common.log.format == LogFormat::Auto && Display::is_possible();
-    let sink = if shows {
-        Sink::File(common.state_dir.join("worker.log"))
-    } else {
-        Sink::Stderr
-    };
+    let log_file = shows.then(|| common.state_dir.join("worker.log"));
+    let sink = log_file.clone().map_or(Sink::Stderr, Sink::File);
     let logging = Logging::start(&common.log, sink)?;
     for warning in &loaded.warnings {
         tracing::warn!("{}", crate::text::printable(warning));
@@ -83,6 +80,8 @@ pub fn run<P: Program>(loaded: &Loaded<P::Config>) -> Result<(), Stop> {
         unit: P::UNIT.to_owned(),
         sandbox: sandbox.describe().to_owned(),
         log_lines_dropped: 0,
+        log_warnings: 0,
+        log_file: log_file.map(|path| path.display().to_string()),
         status: Status {
             kind: <<P::Backend as Backend>::Kind as horde_client::JobKind>::NAME.to_owned(),
             updated_unix_ms: Clock::System.unix_ms(),
@@ -110,10 +109,13 @@ pub fn run<P: Program>(loaded: &Loaded<P::Config>) -> Result<(), Stop> {
     })
 }
 
-/// The worker has no name (78).
-pub(super) fn no_name() -> Stop {
-    Stop::config("the worker has no name")
-        .hint("set `worker_name` to a name of 5 to 100 characters that no other worker of the Horde has")
+/// The worker has no name (78). Without a file, everything else is still to be said too.
+pub(super) fn no_name(program: &str, has_file: bool) -> Stop {
+    Stop::config("the worker has no name").hint(if has_file {
+        "set `worker_name` to a name of 5 to 100 characters that no other worker of the Horde has".to_owned()
+    } else {
+        format!("`{program} setup` asks four questions and writes a configuration; `--name NAME` names it for once")
+    })
 }
 
 /// A device for the jobs of `B`.
@@ -166,7 +168,7 @@ async fn serve<P: Program>(context: Context<P>, chosen: &[String], around: Aroun
         context.common.pause_between.clone(),
         to_runtime.clone(),
     ));
-    let dropped = around.logging.dropped();
+    let (dropped, warnings) = (around.logging.dropped(), around.logging.warnings());
     let dir = around.lock.dir().to_owned();
     let first = around.first.clone();
     tasks.spawn(async move {
@@ -195,6 +197,7 @@ async fn serve<P: Program>(context: Context<P>, chosen: &[String], around: Aroun
                 }
             }
             teller.file.log_lines_dropped = dropped.load(std::sync::atomic::Ordering::Relaxed);
+            teller.file.log_warnings = warnings.load(std::sync::atomic::Ordering::Relaxed);
             let now = status.borrow_and_update().clone();
             teller.tell(&now).await;
         }
@@ -229,7 +232,11 @@ fn child_command<P: Program>(context: &Context<P>, device: &str) -> Result<Child
         program: std::env::current_exe()
             .map_err(|error| Stop::failed(format!("the program cannot find itself: {error}")))?,
         args: ["engine", "--on", device].map(str::to_owned).to_vec(),
-        env: waiting_without_spinning(),
+        env: {
+            let mut env = waiting_without_spinning();
+            env.push((ENGINE_FILTER.to_owned(), context.common.log.filter.clone()));
+            env
+        },
         config: P::engine_config(context, device)?,
         load_timeout: LOAD_TIMEOUT,
     })

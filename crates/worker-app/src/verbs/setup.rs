@@ -48,7 +48,7 @@ pub fn setup<P: Program>(asking: &Asking<'_, P>, target: &Path) -> Result<(), St
         println!("This writes `{}`, without a question.\n", target.display());
     } else {
         println!(
-            "This writes `{}`. Four questions; Enter takes what stands in [brackets].\n",
+            "This writes `{}`.\nFour questions; Enter takes what stands in [brackets].\n",
             target.display()
         );
     }
@@ -59,7 +59,8 @@ pub fn setup<P: Program>(asking: &Asking<'_, P>, target: &Path) -> Result<(), St
     let worker_name = ask_name(asking, &client, user.as_ref(), &mut input)?;
     let found = devices::probe(P::NAME).unwrap_or_default();
     let device = ask_device(&found, &mut input)?;
-    let models = ask_models(&P::choices_on(asking.context, &device, &found), &mut input)?;
+    let choices = P::choices_on(asking.context, &device, &found);
+    let models = ask_models(P::MODELS_KEY, &choices, &mut input)?;
     let left_to_do = P::after_setup(asking.context, &models);
     let answers = Answers {
         worker_name,
@@ -250,15 +251,17 @@ fn ask_device(found: &[DeviceFound], input: &mut Input) -> Result<String, Stop> 
         .map_or_else(|| "auto".to_owned(), |device| device.name.clone()))
 }
 
-fn ask_models(choices: &[Choice], input: &mut Input) -> Result<Vec<String>, Stop> {
-    println!("\n4. The models to serve.");
+/// `key` is what the configuration calls them.
+fn ask_models(key: &str, choices: &[Choice], input: &mut Input) -> Result<Vec<String>, Stop> {
+    println!("\n4. The {}s to serve.", key.trim_end_matches('s'));
     if choices.is_empty() {
         println!("   None to choose from; the configuration says where to put them.");
         return Ok(Vec::new());
     }
+    let width = choices.len().to_string().len();
     for (idx, choice) in choices.iter().enumerate() {
         println!(
-            "   {}  {} — {}",
+            "   {:>width$}  {} — {}",
             idx + 1,
             printable(&choice.name),
             printable(&choice.description)

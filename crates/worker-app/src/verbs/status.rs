@@ -6,7 +6,7 @@ use worker_runtime::Clock;
 use worker_runtime::status::Stage;
 
 use crate::display::{sane, span, why_idle};
-use crate::state::{STATUS_FILE, StatusFile, holder, read_status};
+use crate::state::{STATUS_FILE, StatusFile, holder, not_running, read_status};
 use crate::stop::{Code, Stop};
 use crate::text::printable;
 
@@ -19,13 +19,7 @@ pub fn status(name: &str, dir: &Path, json: bool) -> Result<String, Stop> {
         return if json {
             Ok("{\"running\":false}\n".to_owned())
         } else {
-            Err(Stop::new(
-                Code::Instance,
-                format!("no {name} runs with the state directory `{}`", dir.display()),
-            )
-            .hint(format!(
-                "start it with `{name}`, or name its directory with `--state-dir`"
-            )))
+            Err(not_running(name, dir))
         };
     };
     // Between taking the lock and the first status there is no file, or an earlier worker's.

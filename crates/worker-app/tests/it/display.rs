@@ -24,6 +24,8 @@ pub fn busy() -> StatusFile {
         unit: "tokens".to_owned(),
         sandbox: "none".to_owned(),
         log_lines_dropped: 0,
+        log_warnings: 0,
+        log_file: Some("/state/worker.log".into()),
         status: Status {
             kind: "text".to_owned(),
             state: State::Running,
@@ -125,6 +127,7 @@ fn an_idle_worker_says_why() {
     file.status.idle = Some("the Horde has no work for this worker; passed over: 7 for models".to_owned());
     file.status.poll.skipped = [("models".to_owned(), 7), ("nsfw".to_owned(), 2)].into();
     file.log_lines_dropped = 12;
+    file.log_warnings = 2;
     insta::assert_snapshot!(drawn(&file, 80, 16));
 }
 

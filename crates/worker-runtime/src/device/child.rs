@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tracing::Level;
 
 use super::{Device, DeviceState, Progress, RunLine, RunResult};
 use crate::backend::Fault;
@@ -408,11 +409,28 @@ async fn pass_on_lines(device: String, pipe: ChildStderr) {
             Ok(_) => {
                 let text = String::from_utf8_lossy(&line);
                 let text = horde_client::error::plain(text.trim_end(), LONGEST_LINE_BYTES as usize);
-                if !text.is_empty() {
-                    tracing::info!(target: "engine", device, "{text}");
+                match leveled(&text) {
+                    (_, "") => {}
+                    (Level::ERROR, text) => tracing::error!(target: "engine", device, "{text}"),
+                    (Level::WARN, text) => tracing::warn!(target: "engine", device, "{text}"),
+                    (Level::DEBUG, text) => tracing::debug!(target: "engine", device, "{text}"),
+                    (_, text) => tracing::info!(target: "engine", device, "{text}"),
                 }
             }
         }
+    }
+}
+
+/// A line of an engine's log without its level, which stands in front (`worker-app` writes it so); what any library prints
+/// has none and is information.
+fn leveled(line: &str) -> (Level, &str) {
+    let (first, rest) = line.trim_start().split_once(' ').unwrap_or_default();
+    match first {
+        "ERROR" => (Level::ERROR, rest),
+        "WARN" => (Level::WARN, rest),
+        "INFO" => (Level::INFO, rest),
+        "DEBUG" | "TRACE" => (Level::DEBUG, rest),
+        _ => (Level::INFO, line),
     }
 }
 
@@ -443,4 +461,20 @@ async fn end_child(child: &mut Child, farewell: Option<Duration>) -> String {
 
 fn told(status: std::io::Result<std::process::ExitStatus>) -> String {
     status.map_or_else(|error| error.to_string(), |status| status.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_in_front_of_an_engine_s_line_is_taken_and_whatever_else_is_printed_is_information() {
+        assert_eq!(leveled("ERROR a model is broken"), (Level::ERROR, "a model is broken"));
+        assert_eq!(leveled(" WARN memory is short"), (Level::WARN, "memory is short"));
+        assert_eq!(leveled(" INFO more is offered"), (Level::INFO, "more is offered"));
+        assert_eq!(leveled("DEBUG a detail"), (Level::DEBUG, "a detail"));
+        for printed in ["ERRORS happen", "WARN", "llama: loaded", ""] {
+            assert_eq!(leveled(printed), (Level::INFO, printed));
+        }
+    }
 }
