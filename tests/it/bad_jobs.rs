@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use e2e::demo::civitai::{self, OTHER_FAMILY, VERSION};
+use e2e::demo::civitai::{self, MISFIT, OTHER_FAMILY, TORN, TORN_INVERSION, VERSION, WIDE_INVERSION};
 use e2e::demo::dreamer::{MODEL, settings};
 use e2e::demo::stage::start_worker;
 use e2e::listening::process_tree;
@@ -25,7 +25,7 @@ const MOST_BYTES: u64 = 1 << 30;
 
 /// What becomes of a job.
 #[derive(Debug, PartialEq)]
-enum End {
+pub(crate) enum End {
     /// Pictures of this size came, the first with these notes (type, value and reference in one text).
     Made((u32, u32), Vec<String>),
     /// It was handed back.
@@ -268,6 +268,24 @@ fn extras() -> Vec<Job> {
             with(json!([lora(&other)])),
             &[&format!("lora baseline_mismatch {other}")],
         ),
+        noted(
+            "a LoRA that fits no layer",
+            with(json!([lora(&MISFIT.to_string())])),
+            &[&format!("lora baseline_mismatch {MISFIT}")],
+        ),
+        noted(
+            "a LoRA that breaks off",
+            with(json!([lora(&TORN.to_string())])),
+            &[&failed("lora", &TORN.to_string())],
+        ),
+        noted(
+            "inversions of another width and of half a file",
+            json!({ "payload": { "tis": [{ "name": WIDE_INVERSION }, { "name": TORN_INVERSION }] } }),
+            &[
+                &failed("ti", TORN_INVERSION),
+                &format!("ti baseline_mismatch {WIDE_INVERSION}"),
+            ],
+        ),
         made("a LoRA beyond all strength", with(json!([lora(&VERSION.to_string())]))),
         noted("ten LoRAs that are not there", with(json!(many.map(lora))), &all_fail),
         made("LoRAs that are none", with(json!([7, null, "x"]))),
@@ -285,7 +303,7 @@ fn extras() -> Vec<Job> {
 }
 
 /// The text of an answer with this change. Texts that begin with `=` lose their quotes.
-fn answer(change: &Value, ids: &[String], uploads: &[String]) -> String {
+pub(crate) fn answer(change: &Value, ids: &[String], uploads: &[String]) -> String {
     let mut whole = json!({
         "payload": {
             "prompt": "a red circle", "ddim_steps": 1, "n_iter": ids.len(), "seed": "1", "sampler_name": "k_euler", "cfg_scale": 1.0,
@@ -304,7 +322,7 @@ fn answer(change: &Value, ids: &[String], uploads: &[String]) -> String {
 }
 
 /// What became of a generation; `None` while it is open.
-fn ended(horde: &Horde, id: &str) -> Option<End> {
+pub(crate) fn ended(horde: &Horde, id: &str) -> Option<End> {
     let state = horde.state();
     let text = |entry: &Value, key: &str| entry[key].as_str().map(str::to_owned);
     match state.ledger.generations.get(id)?.fate {
@@ -324,7 +342,7 @@ fn ended(horde: &Horde, id: &str) -> Option<End> {
 }
 
 /// Most bytes that a process has held at any time.
-fn most_bytes(pid: u32) -> u64 {
+pub(crate) fn most_bytes(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());

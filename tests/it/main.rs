@@ -3,6 +3,7 @@
 mod alchemist;
 mod arrows;
 mod bad_jobs;
+mod bad_models;
 mod bridges;
 mod chat;
 mod dreamer;

@@ -13,6 +13,8 @@ use crate::checked::{About, Checker, Gate};
 
 /// Below the models directory: CLIP ViT-L/14 with both halves.
 const CLIP: &str = "clip/model.safetensors";
+/// What the catalogue calls it.
+pub const MODEL: &str = "clip-vit-large-patch14";
 /// Lists with thresholds that the owner's own calibration wrote.
 const LISTS: &str = "safety_checker/lists.json";
 /// Networks that are asked too where they are there.

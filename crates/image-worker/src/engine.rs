@@ -19,6 +19,7 @@ use crate::facts::{Facts, Pace};
 use crate::models::Served;
 use crate::networks::{InTiles, Installed, PostFiles};
 use crate::plan::{NoPlan, WhyNot, plan};
+use crate::program::HINT_MODELS;
 use crate::resident::{Refused, Resident};
 use crate::room::{Offer, Room, SMALLEST_PIXELS, Shortage};
 use crate::steps::{Nobody, Steps};
@@ -48,8 +49,6 @@ pub struct DreamerEngine {
     gate: Gate,
 }
 
-const HINT_FILES: &str =
-    "`dreamer models list` shows what is there, `dreamer models pull NAME` fetches a model of the Horde's reference";
 const HINT_MEMORY: &str = "end other programs, serve a smaller model, lower `dreamer.max_power`, raise `dreamer.memory_mb` where it is set, set `dreamer.allow_post_processing = false`, or on a card set `dreamer.check_on_cpu`";
 
 impl DreamerEngine {
@@ -64,7 +63,7 @@ impl DreamerEngine {
         let plan = plan(&room, &settings.models, settings.ceiling, &networks.need_of_all(), 0).map_err(|why| {
             let hint = match &why {
                 NoPlan::Model(_, WhyNot::Memory(_) | WhyNot::SmallPictures(_)) => HINT_MEMORY,
-                NoPlan::Model(_, WhyNot::Files(_)) | NoPlan::NoModel => HINT_FILES,
+                NoPlan::Model(_, WhyNot::Files(_)) | NoPlan::NoModel => HINT_MODELS,
             };
             none(&why).hint(hint)
         })?;
@@ -78,7 +77,7 @@ impl DreamerEngine {
             tracing::warn!(pixels, batch, "memory is short: less is offered than is configured");
         }
         let mut pace = Pace::default();
-        let mut stop = none(&NoPlan::NoModel).hint(HINT_FILES);
+        let mut stop = none(&NoPlan::NoModel).hint(HINT_MODELS);
         for name in resident.names() {
             match tried(&mut resident, &name, &mut pace) {
                 Ok(()) => {
@@ -95,7 +94,7 @@ impl DreamerEngine {
                     tracing::error!(model = name, error = %refused, "a model cannot be used and is not offered");
                     stop = none(&format!("`{name}`: {refused}")).hint(match refused {
                         Refused::Memory(_) => HINT_MEMORY,
-                        Refused::Model(_) => HINT_FILES,
+                        Refused::Model(_) => HINT_MODELS,
                     });
                     resident.forget(&name);
                 }
@@ -168,8 +167,13 @@ impl DreamerEngine {
         let loaded = match ready {
             Ok(loaded) => loaded,
             Err(refused) => {
-                if matches!(refused, Refused::Memory(_)) {
-                    self.offer_less(&resident);
+                match &refused {
+                    Refused::Memory(_) => self.offer_less(&resident),
+                    // Its files were sound at the start. Every further job of it would only be handed back.
+                    Refused::Model(_) => {
+                        tracing::error!(model = work.model, error = %refused, "a model cannot be used any more and is not offered");
+                        resident.forget(&work.model);
+                    }
                 }
                 return Err(Fault::of_worker(refused.to_string()));
             }

@@ -50,6 +50,8 @@ pub struct Resolved {
     pub served: Vec<Served>,
     /// Models that were wanted, and why they are not served.
     pub missing: Vec<(String, String)>,
+    /// Those of them that could be served if their files were fetched.
+    pub to_fetch: Vec<String>,
 }
 
 /// Resolves `dreamer.models` and looks at the files; the first look at a file reads it whole.
@@ -88,7 +90,12 @@ pub fn resolve(config: &Config, common: &Common, models_dir: &Path) -> Result<Re
     {
         match served(model, &store) {
             Ok(served) => resolved.served.push(served),
-            Err(why) => resolved.missing.push((model.name.clone(), why)),
+            Err(why) => {
+                if unusable(model).is_none() && model.files.iter().all(|file| file.local_path.is_none()) {
+                    resolved.to_fetch.push(model.name.clone());
+                }
+                resolved.missing.push((model.name.clone(), why));
+            }
         }
     }
     Ok(resolved)
@@ -122,7 +129,7 @@ fn served(model: &Model, store: &Store) -> Result<Served, String> {
         return Err(why);
     }
     let paths = store.verified_paths(model).map_err(|report| match report.problem {
-        Some(problem) => format!("`{}` {problem}", report.path.display()),
+        Some(problem) => format!("`{}`: {problem}", report.path.display()),
         None => format!("`{}` is not there", report.path.display()),
     })?;
     let of = |purpose: Purpose| {

@@ -49,8 +49,7 @@ const KINDS: [Kind; 7] = [
     Kind::Background,
 ];
 
-const HINT_MODELS: &str =
-    "`dreamer models list` shows what is there, `dreamer models pull NAME` fetches a model of the Horde's reference";
+pub(crate) const HINT_MODELS: &str = "`dreamer models list` shows what is there, `dreamer models pull NAME` fetches a model of the Horde's reference, also one whose file is broken; a broken file of your own must be put there again";
 
 /// What the engine child is told.
 #[derive(Serialize, Deserialize)]
@@ -171,8 +170,8 @@ impl Program for Dreamer {
     fn doctor(context: &Context<Self>) -> Vec<Check> {
         let resolved = match resolve(context) {
             Ok(resolved) => resolved,
-            // The check of models before these has said so.
-            Err(_) => return Vec::new(),
+            // The check of models before these has said so; the content check has files of its own.
+            Err(_) => return vec![content_check(context)],
         };
         let mut checks: Vec<Check> = Vec::new();
         for model in &resolved.served {
@@ -185,17 +184,7 @@ impl Program for Dreamer {
         for (model, why) in &resolved.missing {
             checks.push(Check::warn("model", format!("`{model}` is not offered: {why}")).hint(HINT_MODELS));
         }
-        checks.push(match has_checker(context) {
-            Ok(Some(files)) if files.lists.is_some() => {
-                Check::ok("content check", "its files and your own lists are there")
-            }
-            Ok(Some(_)) => Check::ok(
-                "content check",
-                "its files are there; its thresholds are not calibrated yet (docs/SAFETY.md)",
-            ),
-            Ok(None) => Check::warn("content check", "off: pictures go unchecked to a Horde on this machine"),
-            Err(stop) => Check::from_stop("content check", &stop),
-        });
+        checks.push(content_check(context));
         checks.push(match keeps_promises(context, &resolved) {
             Ok(()) => Check::ok("promises", "this build does what the bridge agent says"),
             Err(stop) => Check::from_stop("promises", &stop),
@@ -237,6 +226,16 @@ impl Program for Dreamer {
         choices
     }
 
+    fn after_setup(context: &Context<Self>, chosen: &[String]) -> Option<String> {
+        let catalogue = worker_app::models::catalogue(&context.models_dir, &[Kind::Image]).ok()?;
+        let there = models::on_disk(&catalogue, &Store::new(&context.models_dir));
+        let mut names: Vec<String> = chosen.iter().filter(|name| !there.contains(name)).cloned().collect();
+        if checker::find(&context.models_dir).is_err() {
+            names.push(checker::MODEL.to_owned());
+        }
+        (!names.is_empty()).then(|| format!("Fetch what is missing: {}", pull(&names)))
+    }
+
     fn command(command: DreamerCommand, context: &Context<Self>) -> Result<(), Stop> {
         let DreamerCommand::Models(verb) = command;
         worker_app::models::run(&verb, &KINDS, context)
@@ -258,7 +257,8 @@ const BEGINNINGS: [(&str, &str); 3] = [
 
 fn resolve(context: &Context<Dreamer>) -> Result<Resolved, Stop> {
     if context.config.models.is_empty() {
-        return Err(Stop::config("`dreamer.models` is empty").hint(HINT_MODELS));
+        return Err(Stop::config("`dreamer.models` is empty")
+            .hint("name models there; `dreamer setup` proposes some, `dreamer models list --all` shows all"));
     }
     let resolved = models::resolve(&context.config, &context.common, &context.models_dir)?;
     if resolved.served.is_empty() {
@@ -266,9 +266,22 @@ fn resolve(context: &Context<Dreamer>) -> Result<Resolved, Stop> {
             Some((model, why)) => format!("`{model}` cannot be served: {why}"),
             None => "`dreamer.models` comes to no model".to_owned(),
         };
-        return Err(Stop::no_model(why).hint(HINT_MODELS));
+        return Err(Stop::no_model(why).hint(match resolved.to_fetch.as_slice() {
+            [] => HINT_MODELS.to_owned(),
+            names => format!("{} fetches what is missing or broken", pull(names)),
+        }));
     }
     Ok(resolved)
+}
+
+/// The command that fetches these models. Names may have blanks.
+fn pull(names: &[String]) -> String {
+    let is_word = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || "._-+".contains(c));
+    let quoted = names.iter().map(|name| match is_word(name) {
+        true => name.clone(),
+        false => format!("'{}'", name.replace('\'', "'\\''")),
+    });
+    format!("`dreamer models pull {}`", quoted.collect::<Vec<_>>().join(" "))
 }
 
 /// Nothing is handed out unchecked, except to a Horde on this machine whose owner said so.
@@ -285,6 +298,19 @@ fn has_checker(context: &Context<Dreamer>) -> Result<Option<CheckerFiles>, Stop>
         return Ok(None);
     }
     checker::find(&context.models_dir).map(Some)
+}
+
+fn content_check(context: &Context<Dreamer>) -> Check {
+    const NAME: &str = "content check";
+    match has_checker(context) {
+        Ok(Some(files)) if files.lists.is_some() => Check::ok(NAME, "its files and your own lists are there"),
+        Ok(Some(_)) => Check::ok(
+            NAME,
+            "its files are there; its thresholds are not calibrated yet (docs/SAFETY.md)",
+        ),
+        Ok(None) => Check::warn(NAME, "off: pictures go unchecked to a Horde on this machine"),
+        Err(stop) => Check::from_stop(NAME, &stop),
+    }
 }
 
 fn keeps_promises(context: &Context<Dreamer>, resolved: &Resolved) -> Result<(), Stop> {

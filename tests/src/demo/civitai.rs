@@ -1,7 +1,8 @@
-//! A copy of CivitAI's API on loopback with one LoRA and one textual inversion for the tiny model, made of its own weights:
-//! what they must do to a picture is known exactly.
+//! A copy of CivitAI's API on loopback with a LoRA and a textual inversion for the tiny model, made of its own weights, so that
+//! what they must do to a picture is known exactly, and with some that are none for it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use hex::ToHex;
@@ -9,14 +10,22 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 /// Number of the version of the LoRA: with it the prompt does not matter.
 pub const VERSION: u64 = 41;
-/// Number of a version of another family: of it there is only the record.
+/// Number of a version whose record says that it is of another family.
 pub const OTHER_FAMILY: u64 = 42;
+/// Number of a version whose record says the tiny model's family and whose file fits none of its layers.
+pub const MISFIT: u64 = 43;
+/// Number of a version whose file breaks off in the middle; its sum is right.
+pub const TORN: u64 = 44;
 /// Name of the inversion: it means what the word `red` means.
 pub const INVERSION: &str = "77";
+/// Name of an inversion for text encoders of another width.
+pub const WIDE_INVERSION: &str = "79";
+/// Name of an inversion whose file breaks off; its sum is right.
+pub const TORN_INVERSION: &str = "80";
 
 /// Longest head of a request that is read, in bytes.
 const MAX_REQUEST: usize = 64 * 1024;
@@ -71,68 +80,142 @@ fn red(tiny: &SafeTensors<'_>) -> anyhow::Result<Vec<u8>> {
     Ok(safetensors::serialize([("emb_params", row)], None)?)
 }
 
-/// Serves the LoRA's record and file, and the inversion's, for as long as the program runs; gives the address of the API.
-pub async fn serve() -> anyhow::Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors");
-    let file = std::fs::read(&path).with_context(|| format!("`{}` cannot be read", path.display()))?;
-    let tiny = SafeTensors::deserialize(&file)?;
-    let (file, inversion) = (forgetful(&tiny)?, red(&tiny)?);
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let host = listener.local_addr()?.to_string();
+/// A LoRA for layers of the tiny model's names and of twice their width.
+fn misfit(tiny: &SafeTensors<'_>) -> anyhow::Result<Vec<u8>> {
+    let tensors = tiny.tensors();
+    let (key, tensor) = tensors
+        .iter()
+        .find(|(key, _)| key.starts_with("model.diffusion_model.") && key.ends_with(".attn2.to_v.weight"))
+        .context("the tiny model has no cross attention")?;
+    let [outputs, inputs] = matrix(tensor)?;
+    let module = key
+        .trim_start_matches("model.diffusion_model.")
+        .trim_end_matches(".weight")
+        .replace('.', "_");
+    let zeros = vec![0; 4 * outputs.max(inputs)];
+    let part = |name: &str, shape: Vec<usize>| {
+        let bytes = &zeros[..2 * shape.iter().product::<usize>()];
+        Ok((
+            format!("lora_unet_{module}.{name}.weight"),
+            TensorView::new(Dtype::F16, shape, bytes)?,
+        ))
+    };
+    let parts: [anyhow::Result<_>; 2] = [
+        part("lora_up", vec![2 * outputs, 1]),
+        part("lora_down", vec![1, 2 * inputs]),
+    ];
+    let parts: Vec<_> = parts.into_iter().collect::<anyhow::Result<_>>()?;
+    Ok(safetensors::serialize(parts, None)?)
+}
+
+/// An inversion for text encoders of another width.
+fn wide() -> anyhow::Result<Vec<u8>> {
+    let row = vec![0; 2 * 1000];
+    let row = TensorView::new(Dtype::F16, vec![1, 1000], &row)?;
+    Ok(safetensors::serialize([("emb_params", row)], None)?)
+}
+
+/// What is answered to a request whose address holds the text.
+struct Answer {
+    asked: String,
+    kind: &'static str,
+    bytes: Vec<u8>,
+}
+
+/// A version's record and its file.
+fn lora(host: &str, version: u64, family: &str, file: &[u8]) -> [Answer; 2] {
     let record = json!({
-        "id": VERSION, "modelId": 9000, "name": "v1.0", "baseModel": "SD 1.5", "trainedWords": [],
+        "id": version, "modelId": 9000, "name": "v1.0", "baseModel": family, "trainedWords": [],
         "model": { "name": "Forgetful", "type": "LORA", "nsfw": false, "poi": false },
         "files": [{
             "id": 2, "sizeKB": file.len() as f64 / 1024.0, "name": "forgetful.safetensors", "type": "Model", "primary": true,
             "metadata": { "format": "SafeTensor" },
-            "hashes": { "SHA256": Sha256::digest(&file).encode_hex_upper::<String>() },
-            "downloadUrl": format!("http://{host}/api/download/models/{VERSION}"),
+            "hashes": { "SHA256": Sha256::digest(file).encode_hex_upper::<String>() },
+            "downloadUrl": format!("http://{host}/api/download/models/{version}"),
         }],
     });
-    let mut other = record.clone();
-    other["id"] = json!(OTHER_FAMILY);
-    other["baseModel"] = json!("SDXL 1.0");
-    let (record, other) = (record.to_string().into_bytes(), other.to_string().into_bytes());
+    [
+        Answer {
+            asked: format!("/api/download/models/{version} "),
+            kind: "application/octet-stream",
+            bytes: file.to_vec(),
+        },
+        Answer {
+            asked: format!("/api/v1/model-versions/{version} "),
+            kind: "application/json",
+            bytes: record.to_string().into_bytes(),
+        },
+    ]
+}
+
+/// An inversion's record and its file.
+fn inversion(host: &str, name: &str, file: &[u8]) -> [Answer; 2] {
     let converted = json!({
-        "url": format!("http://{host}/inversion.safetensors"),
-        "sha256": Sha256::digest(&inversion).encode_hex::<String>(),
+        "url": format!("http://{host}/{name}.safetensors"),
+        "sha256": Sha256::digest(file).encode_hex::<String>(),
     });
-    let converted = converted.to_string().into_bytes();
+    [
+        Answer {
+            asked: format!("/{name}.safetensors "),
+            kind: "application/octet-stream",
+            bytes: file.to_vec(),
+        },
+        Answer {
+            asked: format!("/api/v1/embedding/{name} "),
+            kind: "application/json",
+            bytes: converted.to_string().into_bytes(),
+        },
+    ]
+}
+
+/// Serves the records and files for as long as the program runs; gives the address of the API.
+pub async fn serve() -> anyhow::Result<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-shapes-sd15/tiny-shapes-sd15.safetensors");
+    let file = std::fs::read(&path).with_context(|| format!("`{}` cannot be read", path.display()))?;
+    let tiny = SafeTensors::deserialize(&file)?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let host = listener.local_addr()?.to_string();
+    let whole = forgetful(&tiny)?;
+    let answers: Vec<Answer> = [
+        lora(&host, VERSION, "SD 1.5", &whole),
+        lora(&host, OTHER_FAMILY, "SDXL 1.0", &whole),
+        lora(&host, MISFIT, "SD 1.5", &misfit(&tiny)?),
+        lora(&host, TORN, "SD 1.5", &whole[..whole.len() / 2]),
+        inversion(&host, INVERSION, &red(&tiny)?),
+        inversion(&host, WIDE_INVERSION, &wide()?),
+        inversion(&host, TORN_INVERSION, &whole[..100]),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let answers = Arc::new(answers);
     tokio::spawn(async move {
-        while let Ok((mut stream, _)) = listener.accept().await {
-            let (record, other, file) = (record.clone(), other.clone(), file.clone());
-            let (converted, inversion) = (converted.clone(), inversion.clone());
-            tokio::spawn(async move {
-                let mut asked = Vec::new();
-                while asked.len() < MAX_REQUEST && !asked.windows(4).any(|end| end == b"\r\n\r\n") {
-                    let mut part = [0; 1024];
-                    match stream.read(&mut part).await {
-                        Ok(n) if n > 0 => asked.extend(&part[..n]),
-                        _ => return,
-                    }
-                }
-                let text = String::from_utf8_lossy(&asked).into_owned();
-                let (status, kind, bytes) = if text.contains(&format!("/api/download/models/{VERSION}")) {
-                    ("200 OK", "application/octet-stream", file)
-                } else if text.contains("/inversion.safetensors") {
-                    ("200 OK", "application/octet-stream", inversion)
-                } else if text.contains(&format!("/api/v1/embedding/{INVERSION}")) {
-                    ("200 OK", "application/json", converted)
-                } else if text.contains(&format!("/api/v1/model-versions/{VERSION}")) {
-                    ("200 OK", "application/json", record)
-                } else if text.contains(&format!("/api/v1/model-versions/{OTHER_FAMILY}")) {
-                    ("200 OK", "application/json", other)
-                } else {
-                    ("404 Not Found", "application/json", b"{}".to_vec())
-                };
-                let head = format!(
-                    "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
-                    bytes.len()
-                );
-                // A client that has gone is its own affair.
-                let _ = stream.write_all(&[head.as_bytes(), &bytes].concat()).await;
-            });
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(answer(stream, Arc::clone(&answers)));
         }
     });
     Ok(format!("http://{host}/api/v1/"))
+}
+
+async fn answer(mut stream: TcpStream, answers: Arc<Vec<Answer>>) {
+    let mut asked = Vec::new();
+    while asked.len() < MAX_REQUEST && !asked.windows(4).any(|end| end == b"\r\n\r\n") {
+        let mut part = [0; 1024];
+        match stream.read(&mut part).await {
+            Ok(n) if n > 0 => asked.extend(&part[..n]),
+            _ => return,
+        }
+    }
+    let text = String::from_utf8_lossy(&asked);
+    let line = text.lines().next().unwrap_or_default();
+    let (status, kind, bytes) = match answers.iter().find(|answer| line.contains(&answer.asked)) {
+        Some(answer) => ("200 OK", answer.kind, answer.bytes.as_slice()),
+        None => ("404 Not Found", "application/json", &b"{}"[..]),
+    };
+    let head = format!(
+        "HTTP/1.1 {status}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        bytes.len()
+    );
+    // A client that has gone is its own affair.
+    let _ = stream.write_all(&[head.as_bytes(), bytes].concat()).await;
 }

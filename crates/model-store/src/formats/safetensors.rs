@@ -77,7 +77,7 @@ pub fn read_head(path: &Path) -> Result<Head, Refusal> {
 /// Checks a head against the number of bytes that follow it.
 pub fn parse_head(head: &[u8], data_bytes: u64) -> Result<Head, Refusal> {
     let Raw { tensors, metadata } =
-        serde_json::from_slice(head).map_err(|e| Refusal::Malformed(format!("the head is {e}")))?;
+        serde_json::from_slice(head).map_err(|e| Refusal::Malformed(format!("the head is no JSON: {e}")))?;
     let mut ranges = Vec::with_capacity(tensors.len());
     for (name, tensor) in &tensors {
         let fault = |what: &str| Refusal::Malformed(format!("tensor `{}` {what}", clip(name)));
