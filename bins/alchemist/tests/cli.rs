@@ -53,3 +53,33 @@ fn models_can_be_listed_and_a_wrong_name_is_answered_with_a_hint() {
     assert_eq!(wrong.status.code(), Some(66), "{errors}");
     assert!(errors.contains("hint:"), "{errors}");
 }
+
+#[test]
+fn doctor_of_a_new_user_tells_forms_without_files_in_one_line_and_named_ones_each() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let told = |forms: &str| {
+        let doctor = Command::new(env!("CARGO_BIN_EXE_alchemist"))
+            .args(["doctor", "--horde-url", "http://127.0.0.1:9/api"])
+            .env_clear()
+            .env("HOME", folder.path())
+            .env("ALCHEMIST_FORMS", forms)
+            .output()
+            .expect("the binary starts");
+        String::from_utf8(doctor.stdout).expect("it is text")
+    };
+    let all = told("");
+    let lines: Vec<&str> = all.lines().filter(|line| line.contains("RealESRGAN_x4plus")).collect();
+    assert_eq!(lines.len(), 1, "{all}");
+    assert!(
+        lines[0].starts_with("ok    other forms: ") && lines[0].contains("caption"),
+        "{all}"
+    );
+    assert!(all.contains("ok    vectorize: it needs no file"), "{all}");
+    assert!(
+        all.contains("hint: `alchemist models pull ") && all.contains("open-nsfw"),
+        "{all}"
+    );
+    let named = told("vectorize,nsfw");
+    assert!(named.contains("warn  nsfw: not offered: "), "{named}");
+    assert!(named.contains("hint: `alchemist models pull open-nsfw`"), "{named}");
+}

@@ -98,3 +98,31 @@ fn models_alone_says_what_is_missing_and_doctor_says_each_thing_once() {
     let said = String::from_utf8_lossy(&doctor.stdout);
     assert_eq!(said.matches("`dreamer.models` is empty").count(), 1, "{said}");
 }
+
+#[test]
+fn setup_and_doctor_of_a_new_user_name_all_that_is_to_be_fetched() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let nowhere = ["--horde-url", "http://127.0.0.1:9/api"];
+    let setup = dreamer(
+        folder.path(),
+        &[&["setup", "--yes", "--name", "a test of dreamer"], &nowhere[..]].concat(),
+    );
+    let said = String::from_utf8_lossy(&setup.stdout);
+    let pull = "`dreamer models pull stable_diffusion clip-vit-large-patch14`";
+    assert!(setup.status.success() && said.contains(pull), "{setup:?}");
+
+    let doctor = dreamer(folder.path(), &[&["doctor"], &nowhere[..]].concat());
+    let said = String::from_utf8_lossy(&doctor.stdout);
+    for part in [
+        "FAIL  models: `stable_diffusion` cannot be served",
+        "hint: `dreamer models pull stable_diffusion`",
+        "FAIL  content check:",
+        "hint: `dreamer models pull clip-vit-large-patch14`",
+    ] {
+        assert!(said.contains(part), "`{part}` is not in: {said}");
+    }
+    assert!(
+        said.ends_with("checks failed: Horde, models, content check; 1 warning.\n"),
+        "{said}"
+    );
+}

@@ -14,7 +14,7 @@ use crate::backend::{AlchemyBackend, BackendSettings};
 use crate::config::Config;
 use crate::engine::{AlchemyEngine, EngineSettings};
 use crate::fit::{self, Machine, Needs};
-use crate::forms::{self, Lane, Wanted};
+use crate::forms::{self, Lane, Missing, Wanted};
 use crate::verified::{Verified, verified};
 
 /// The alchemist.
@@ -189,11 +189,22 @@ impl Program for Alchemist {
             Err(stop) => return vec![Check::from_stop("forms", &stop)],
         };
         let served = verified.served.iter();
-        let served = served.map(|(form, _)| Check::ok(form.as_str(), "its files are there and verified"));
+        let served = served.map(|(form, task)| {
+            let how = if task.files().is_empty() {
+                "it needs no file"
+            } else {
+                "its files are there and verified"
+            };
+            Check::ok(form.as_str(), how)
+        });
         let refused = verified.refused.iter().map(|refused| {
             let (path, why) = (refused.path.display(), &refused.why);
             Check::warn(refused.form.as_str(), format!("not offered: `{path}` {why}")).hint(refused.hint.clone())
         });
+        if context.config.forms.is_empty() {
+            let others = could_be_served(context, &verified.missing);
+            return served.chain(refused).chain(others).collect();
+        }
         let missing = verified.missing.iter();
         let missing = missing.map(|(form, path)| {
             let check = Check::warn(form.as_str(), format!("not offered: `{}` is missing", path.display()));
@@ -210,16 +221,7 @@ impl Program for Alchemist {
     }
 
     fn choices_on(context: &Context<Self>, device: &str, found: &[DeviceFound]) -> Vec<Choice> {
-        let chosen = found.iter().find(|one| one.name == device || device == "auto");
-        let has_card = chosen.is_some_and(|device| device.name != "cpu");
-        let machine = Machine {
-            has_card,
-            cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            memory_bytes: chosen
-                .filter(|_| has_card)
-                .and_then(|device| device.memory_bytes)
-                .or_else(fit::machine_memory),
-        };
+        let machine = machine(found.iter().find(|one| one.name == device || device == "auto"));
         let forms: Vec<Form> = forms::KNOWN
             .into_iter()
             .filter(|form| Wanted::default().has(form))
@@ -261,4 +263,42 @@ impl Program for Alchemist {
         let AlchemistCommand::Models(verb) = command;
         worker_app::models::run(&verb, &KINDS, context)
     }
+}
+
+/// This machine, with the device that forms would run on.
+fn machine(device: Option<&DeviceFound>) -> Machine {
+    let card = device.filter(|device| device.name != "cpu");
+    Machine {
+        has_card: card.is_some(),
+        cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        memory_bytes: card.and_then(|device| device.memory_bytes).or_else(fit::machine_memory),
+    }
+}
+
+/// Without a wish every form is optional: one line for all that lack files, with how to get those that fit this machine's
+/// processor. Doctor touches no device, so what a card could do besides is setup's to say.
+fn could_be_served(context: &Context<Alchemist>, missing: &Missing) -> Option<Check> {
+    let names: Vec<&str> = missing.iter().map(|(form, _)| form.as_str()).collect();
+    let forms: Vec<Form> = missing.iter().map(|(form, _)| form.clone()).collect();
+    if names.is_empty() {
+        return None;
+    }
+    let fitting = fit::proposed(&forms, &machine(None));
+    let models: BTreeSet<&str> = fitting
+        .iter()
+        .flat_map(|form| Needs::of(form).models.iter().copied())
+        .collect();
+    let models: Vec<&str> = models.into_iter().collect();
+    let folder = context.models_dir.display();
+    let check = Check::ok(
+        "other forms",
+        format!("their files are not in `{folder}`: {}", names.join(", ")),
+    );
+    Some(match models.as_slice() {
+        [] => check.hint("`alchemist models list --all` names what can be fetched"),
+        models => check.hint(format!(
+            "`alchemist models pull {}` fetches all that is quick enough on this processor",
+            models.join(" ")
+        )),
+    })
 }

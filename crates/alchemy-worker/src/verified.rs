@@ -134,7 +134,7 @@ impl<'a> Known<'a> {
 fn hint(model: Option<&str>) -> String {
     let own = "if it is a file of yours, give its sum in models.toml";
     match model {
-        Some(name) => format!("move it away, then `alchemist models pull {name}` fetches it anew; {own}"),
+        Some(name) => format!("`alchemist models pull {name}` fetches it anew; {own}"),
         None => format!("put the file there anew; {own}"),
     }
 }
