@@ -126,6 +126,11 @@ async fn an_engine_that_is_killed_in_the_middle_costs_its_job_alone_and_prompts_
         assert!(text.contains("Paris"), "{result}");
     }
 
+    // The status on disk may be a second old: of the jobs before, nothing may be left in it.
+    until(&stage, "all that was asked is done", |status| {
+        status["totals"]["submitted"] == 2 && status["jobs"].as_array().is_some_and(Vec::is_empty)
+    })
+    .await;
     let engines = || -> BTreeSet<u32> { process_tree(worker).into_iter().filter(|pid| *pid != worker).collect() };
     let before = engines();
     assert_eq!(before.len(), 1, "one engine");
