@@ -42,6 +42,11 @@ bench-runtime *args:
 bench-scribe *args: (models "smollm2-135m-instruct")
     cargo run -q -p textgen --example bench-scribe -- "$HORDE_WORKERS_MODELS/text/SmolLM2-135M-Instruct.Q4_1.gguf" {{ args }}
 
+# Ten greedy texts beside a Python package's llama.cpp, ours built without contracted operations as that one is: all must be identical
+check-greedy: (models "smollm2-135m-instruct")
+    CFLAGS=-ffp-contract=off CXXFLAGS=-ffp-contract=off CARGO_TARGET_DIR="{{ target }}/uncontracted" \
+        cargo run -q -p textgen --example bench-scribe -- "$HORDE_WORKERS_MODELS/text/SmolLM2-135M-Instruct.Q4_1.gguf" --greedy
+
 # Scribe's jobs an hour beside a serial loop, 300 ms from the Horde (`just bench-scribe --peer` once before it installs the loop's llama.cpp)
 bench-jobs: (models "smollm2-135m-instruct")
     cargo build -q -p scribe -p local-horde

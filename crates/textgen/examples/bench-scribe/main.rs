@@ -4,7 +4,8 @@
 //! least 1.05 times one by one with unrelated prompts, 1.6 times with a shared beginning; `--peer` also runs the same model
 //! through two Python packages' llama.cpp (installed once): one job and eight at once (beside llama.cpp's own server with eight
 //! slots) at least 0.95 times as fast, and the same greedy texts without flash attention; with it, the token where two texts part
-//! is named with the gap of the two best logits.
+//! is named with the gap of the two best logits. `--greedy` compares the greedy texts alone and fails unless every one is the
+//! peer's, with flash attention too, which takes a llama.cpp built like the peer's (`just check-greedy`).
 //! `--json` prints every figure as the last line.
 
 mod peer;
@@ -40,7 +41,12 @@ fn main() -> Result<(), TextError> {
         match argument.as_str() {
             "--json" => json = true,
             "--peer" => with_peer = true,
-            other => return Err(TextError::Failed(format!("there is no `{other}`; use --peer, --json"))),
+            "--greedy" => return all_greedy_texts(&model),
+            other => {
+                return Err(TextError::Failed(format!(
+                    "there is no `{other}`; use --peer, --greedy, --json"
+                )));
+            }
         }
     }
     let runs: [(&str, usize, bool); 6] = [
@@ -122,6 +128,21 @@ fn main() -> Result<(), TextError> {
             )
         });
         println!("{}", serde_json::Value::Object(runs.chain(goals).collect()));
+    }
+    Ok(())
+}
+
+/// Whether every greedy text is the peer's, without flash attention and with it.
+fn all_greedy_texts(model: &str) -> Result<(), TextError> {
+    for (name, flash) in [("without", Flash::Off), ("with", Flash::Auto)] {
+        let beside = peer::beside(model, flash)?;
+        println!(
+            "{} of {} greedy texts identical {name} flash attention",
+            beside.identical, beside.prompts
+        );
+        if beside.identical < beside.prompts {
+            return Err(TextError::Failed("greedy texts differ from the peer's".into()));
+        }
     }
     Ok(())
 }

@@ -41,8 +41,10 @@ pub struct Beside {
 
 /// Runs every prompt here and there, one after the other, on one thread each.
 ///
-/// With flash attention ([`Flash::Auto`]) texts part from the peer's, which is another release of llama.cpp, where the two best
-/// tokens stand close; without it ([`Flash::Off`]) they are the same. Why its numbers differ is not known.
+/// Without flash attention ([`Flash::Off`]) the texts are the same. With it ([`Flash::Auto`]) they part from the peer's where the
+/// two best tokens stand close, unless llama.cpp is built without contracted floating-point operations, as the peer's package is:
+/// GCC otherwise joins products and sums of `ggml_compute_forward_flash_attn_ext_f16_one_chunk` into fused operations, which
+/// round once instead of twice, and its accumulators of half precision carry the difference on.
 pub fn beside(model: &str, flash_attention: Flash) -> Result<Beside, TextError> {
     let flash = if flash_attention == Flash::Off { "0" } else { "-1" };
     let mut peer = Peer::start(&PACKAGE, include_str!("peer.py"), &[model, &CONTEXT.to_string(), flash])?;

@@ -10,6 +10,7 @@ mod models;
 #[cfg(feature = "llama")]
 mod peer;
 #[cfg(feature = "llama")]
+mod plain_loop;
 mod plan;
 mod real_backend;
 mod real_kobold;

@@ -1,0 +1,104 @@
+//! What the engine writes greedily beside the plainest loop over the same llama.cpp: the prompt in one batch, then token by token,
+//! always the best one. Slots, chunks, kept beginnings and our samplers must not change a letter.
+
+use std::num::NonZeroU32;
+
+use llama_cpp_2::context::params::LlamaContextParams;
+use llama_cpp_2::llama_backend::LlamaBackend;
+use llama_cpp_2::llama_batch::LlamaBatch;
+use llama_cpp_2::model::LlamaModel;
+use llama_cpp_2::model::params::LlamaModelParams;
+use llama_cpp_2::token::LlamaToken;
+use textgen::llama::{Flash, LlamaEngine, LlamaSettings};
+use textgen::sampler::Sampling;
+use textgen::{NoWatch, TextEngine, TextRequest};
+
+const CONTEXT: u32 = 512;
+const TOKENS: u32 = 48;
+const QUESTIONS: [&str; 10] = [
+    "What is the capital of France?",
+    "Name three colours of the rainbow.",
+    "Why is the sky blue?",
+    "Write a short poem about the sea.",
+    "How many legs does a spider have?",
+    "Explain photosynthesis to a child.",
+    "What is the opposite of hot?",
+    "Tell me a story about a lighthouse keeper.",
+    "List the ingredients of pancakes.",
+    "What does a blacksmith do?",
+];
+
+fn prompts() -> [String; 10] {
+    QUESTIONS.map(|question| format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"))
+}
+
+/// The texts of a plain loop. llama.cpp is set up for it alone, so no engine may be loaded before.
+fn plainly(flash: i32) -> Vec<String> {
+    let backend = LlamaBackend::init().expect("nobody else set llama.cpp up in this process");
+    let model = LlamaModel::load_from_file(&backend, crate::models::smollm2(), &LlamaModelParams::default());
+    let model = model.expect("the demo model");
+    let vocabulary = model.vocab();
+    prompts()
+        .iter()
+        .map(|prompt| {
+            let params = LlamaContextParams::default()
+                .with_n_ctx(NonZeroU32::new(CONTEXT))
+                .with_n_batch(CONTEXT)
+                .with_n_threads(1)
+                .with_n_threads_batch(1)
+                .with_flash_attention_policy(flash);
+            let mut context = model.new_context(&backend, params).expect("a context");
+            let mut tokens = vocabulary.tokenize(prompt.as_bytes(), true, true);
+            let mut text = Vec::new();
+            for _ in 0..TOKENS {
+                {
+                    let mut batch = LlamaBatch::get_one(&tokens).expect("tokens");
+                    context.decode(&mut batch).expect("it computes");
+                }
+                let best = best(context.get_logits_ith(-1));
+                if vocabulary.is_eog(best) {
+                    break;
+                }
+                vocabulary.token_to_piece_into(best, &mut text, false, None);
+                tokens = vec![best];
+            }
+            String::from_utf8(text).expect("whole characters")
+        })
+        .collect()
+}
+
+fn best(logits: &[f32]) -> LlamaToken {
+    let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
+    LlamaToken(best.expect("a vocabulary") as i32)
+}
+
+fn greedy_texts_are_the_plain_loops(flash_attention: Flash, flash: i32) {
+    let plain = plainly(flash);
+    let settings = LlamaSettings {
+        slots: 1,
+        context_tokens: CONTEXT,
+        threads: 1,
+        prefill_tokens: CONTEXT,
+        flash_attention,
+        ..LlamaSettings::for_model(crate::models::smollm2())
+    };
+    let engine = LlamaEngine::load(settings, |_| true).expect("the demo model");
+    for (prompt, plain) in prompts().iter().zip(&plain) {
+        let request = TextRequest {
+            sampling: Sampling::greedy(),
+            ..TextRequest::new(prompt.clone(), TOKENS, CONTEXT)
+        };
+        let ours = engine.generate(request, &NoWatch).expect("an answer").text;
+        assert_eq!(&ours, plain, "{prompt}");
+    }
+}
+
+#[test]
+fn greedy_texts_are_those_of_a_plain_loop_with_flash_attention() {
+    greedy_texts_are_the_plain_loops(Flash::On, llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_ENABLED);
+}
+
+#[test]
+fn greedy_texts_are_those_of_a_plain_loop_without_flash_attention() {
+    greedy_texts_are_the_plain_loops(Flash::Off, llama_cpp_sys_2::LLAMA_FLASH_ATTN_TYPE_DISABLED);
+}
