@@ -109,8 +109,42 @@ async fn scribe_serves_through_a_real_llama_server_and_stops_popping_when_it_die
     println!("handed back {took:?} after the backend died");
 
     // A rest after the fault is one reason not to pop; once that is over, the status names the other one.
+    told_that_it_is_down(state.path()).await;
+    let after = summary(&requester, &base).await;
+    let counts = ["popped", "faulted", "open"].map(|name| after[name].as_u64());
+    assert_eq!(counts, [Some(4), Some(1), Some(0)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_not_there_yet_is_waited_for_and_nothing_is_popped_meanwhile() {
+    let reserved = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = reserved.local_addr().expect("an address").port();
+    drop(reserved);
+    let (_horde, base) = Program::local_horde(&["--no-rate-limits"]).await.expect("a Horde");
+    let requester = Requester::new(&base, CLIENT_KEY).expect("a client");
+    let state = tempfile::tempdir().expect("a folder");
+    let settings =
+        format!("engine = \"openai\"\n[scribe.bridge]\nurl = \"http://127.0.0.1:{port}\"\nparallel = {SLOTS}\n");
+    let _scribe = scribe_before(&settings, &base, state.path());
+    let id = requester.file(ROUTE, &ask("France", 24, false)).await.expect("filed");
+    told_that_it_is_down(state.path()).await;
+    assert_eq!(summary(&requester, &base).await["popped"], 0);
+
+    let _server = tokio::task::spawn_blocking(move || LlamaServer::start_at(&model(), SLOTS, 512, port))
+        .await
+        .expect("the backend starts");
+    let result = requester
+        .finished("generate/text/status", &id, Instant::now() + PATIENCE)
+        .await
+        .expect("a status");
+    let text = result["generations"][0]["text"].as_str().unwrap_or_default();
+    assert!(text.contains("Paris"), "{result}");
+}
+
+/// Waits until the status below `state` says that the backend is down.
+async fn told_that_it_is_down(state: &Path) {
     let told = async || {
-        let status = std::fs::read_to_string(state.path().join("status.json")).unwrap_or_default();
+        let status = std::fs::read_to_string(state.join("status.json")).unwrap_or_default();
         status.contains("cannot be reached")
     };
     until(
@@ -119,7 +153,4 @@ async fn scribe_serves_through_a_real_llama_server_and_stops_popping_when_it_die
         told,
     )
     .await;
-    let after = summary(&requester, &base).await;
-    let counts = ["popped", "faulted", "open"].map(|name| after[name].as_u64());
-    assert_eq!(counts, [Some(4), Some(1), Some(0)]);
 }

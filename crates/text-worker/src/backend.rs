@@ -157,6 +157,13 @@ impl Backend for ScribeBackend {
         })
     }
 
+    fn waits_for(&self) -> Option<String> {
+        match &self.model {
+            Served::Bridge(health) => health.now(&[]).err(),
+            Served::File(_) => None,
+        }
+    }
+
     fn validate(&self, job: &mut PoppedJob<Payload>) -> Result<Work, Fault> {
         let payload = std::mem::replace(&mut job.payload, Err("the payload was taken".into()));
         let work = match payload {

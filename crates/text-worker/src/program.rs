@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use textgen::bridge::{BridgeEngine, BridgeSettings, Dialect};
@@ -162,6 +163,15 @@ impl Program for Scribe {
         embedded(settings, device, order.state_dir.as_deref())
     }
 
+    fn load_timeout(context: &Context<Self>) -> Option<Duration> {
+        // With a bridge, the engine waits for the owner to start the other program.
+        context
+            .config
+            .dialect()
+            .is_none()
+            .then_some(worker_app::program::LOAD_TIMEOUT)
+    }
+
     fn devices() -> Vec<DeviceFound> {
         found_devices()
     }
@@ -224,23 +234,27 @@ fn bridge(dialect: Dialect, settings: BridgeSettings) -> Result<BridgeEngine, St
     })
 }
 
-/// Waits until the backend is there, then measures it. Nothing is popped meanwhile.
+/// Waits until the backend is there, however long that takes, then measures it. Nothing is popped meanwhile.
 fn bridged(engine: BridgeEngine) -> Result<ScribeEngine, Stop> {
     let engine: Arc<dyn TextEngine> = Arc::new(engine);
-    for _ in 0..PATIENCE {
+    let mut told = String::new();
+    loop {
         match ScribeEngine::new(Arc::clone(&engine)) {
-            Err(TextError::Unavailable(why)) => tracing::warn!(why, "waiting for the backend"),
+            Err(TextError::Unavailable(why)) => {
+                if why != told {
+                    tracing::warn!(why, "waiting for the backend");
+                    told = why;
+                }
+            }
             Err(error) => return Err(Stop::failed(error.to_string())),
             Ok(ready) => return Ok(ready),
         }
         std::thread::sleep(BETWEEN);
     }
-    Err(Stop::failed("the backend did not come up").hint("start it, or correct `scribe.bridge.url`"))
 }
 
-/// How often, and how long apart, a backend that is down is asked by an engine that is starting: ten minutes in all.
-const PATIENCE: u32 = 120;
-const BETWEEN: std::time::Duration = std::time::Duration::from_secs(5);
+/// How long apart a backend that is down is asked by an engine that is starting.
+const BETWEEN: Duration = Duration::from_secs(5);
 
 fn backend_checks(dialect: Dialect, context: &Context<Scribe>) -> Vec<Check> {
     let config = &context.config;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use horde_client::transport::Transport;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -9,6 +10,9 @@ use worker_runtime::backend::{Backend, Engine};
 
 use crate::config::Common;
 use crate::stop::{Check, Stop};
+
+/// How long loading an engine may take: a large model on a slow disk.
+pub const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// One worker program: its names, its own section of the configuration, its backend and its engine.
 ///
@@ -72,6 +76,13 @@ pub trait Program: Sized + Send + Sync + 'static {
     /// In the child: loads the engine on `device` (`cpu`, `cuda:0`, …) from what [`Program::engine_config`] gave.
     /// May take minutes. A device that is not there is [`Stop::no_device`], a broken file [`Stop::no_model`].
     fn engine(config: serde_json::Value, device: &str) -> Result<Self::Engine, Stop>;
+
+    /// How long loading an engine may take before its child is started anew; `None` is as long as it takes, for engines that
+    /// wait for another program.
+    fn load_timeout(context: &Context<Self>) -> Option<Duration> {
+        let _ = context;
+        Some(LOAD_TIMEOUT)
+    }
 
     /// In a short-lived child: the devices this build can use, the best first. `cpu` is listed where the engine can
     /// really serve from it. Empty means none.

@@ -93,6 +93,11 @@ pub trait Backend: Send + Sync + 'static {
         free: usize,
     ) -> Result<<Self::Kind as JobKind>::PopRequest, NothingToOffer>;
 
+    /// What engines that are still loading wait for, in words for the owner, where that is known; looked at again and again.
+    fn waits_for(&self) -> Option<String> {
+        None
+    }
+
     /// The server refused `request` as malformed. True where the next offer will be another one: then it is asked again
     /// soon, and the worker does not end over it.
     fn pop_refused(&self, request: &<Self::Kind as JobKind>::PopRequest, error: &ApiError) -> bool {

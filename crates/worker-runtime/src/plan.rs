@@ -86,7 +86,10 @@ impl<B: Backend> Worker<B> {
         }
         let engines = self.shop.slots.reports();
         if engines.is_empty() {
-            return not("no engine is ready", None);
+            return match self.shop.backend.waits_for() {
+                Some(why) => not(&why, Some(now + OFFER_RETRY)),
+                None => not("no engine is ready", None),
+            };
         }
         let outlook = self.outlook(now);
         let is_in_doubt = {

@@ -17,10 +17,15 @@ pub struct LlamaServer {
 impl LlamaServer {
     /// Serves `model` with `slots` of `context` tokens each on one thread, on a free loopback port.
     pub fn start(model: &Path, slots: u32, context: u32) -> Self {
+        Self::start_at(model, slots, context, 0)
+    }
+
+    /// As [`Self::start`], on a port of the caller's choice.
+    pub fn start_at(model: &Path, slots: u32, context: u32, port: u16) -> Self {
         let mut child = Command::new(python())
             .arg(fixture("llama_server.py"))
             .arg(model)
-            .args([slots, slots * context, 1].map(|number| number.to_string()))
+            .args([slots, slots * context, 1, u32::from(port)].map(|number| number.to_string()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())

@@ -19,8 +19,6 @@ use crate::state::{Inbox, Lock, StatusFile, write_status};
 use crate::stop::{Code, Stop};
 use crate::{devices, owner, signals};
 
-/// A large model on a slow disk.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(600);
 /// How often `control/` is looked at.
 const LOOK: Duration = Duration::from_millis(250);
 /// `status.json` is written this often, and at once when the state changes.
@@ -238,7 +236,7 @@ fn child_command<P: Program>(context: &Context<P>, device: &str) -> Result<Child
             env
         },
         config: P::engine_config(context, device)?,
-        load_timeout: LOAD_TIMEOUT,
+        load_timeout: P::load_timeout(context),
     })
 }
 

@@ -129,7 +129,7 @@ pub fn real_clock() -> Real {
             args: vec!["engine".to_owned()],
             env: Vec::new(),
             config: json!({}),
-            load_timeout: Duration::from_secs(30),
+            load_timeout: Some(Duration::from_secs(30)),
         };
         let device = Arc::new(ChildDevice::<ToyWork, String>::new("stub:0", command));
         let settings = Settings {

@@ -38,8 +38,9 @@ pub struct ChildCommand {
     pub env: Vec<(String, String)>,
     /// Sent in the `Load` frame. No secrets.
     pub config: serde_json::Value,
-    /// How long loading may take. Ten minutes suit a large model on a slow disk.
-    pub load_timeout: Duration,
+    /// How long loading may take. Ten minutes suit a large model on a slow disk; `None` is as long as it takes, for an engine
+    /// that waits for something else.
+    pub load_timeout: Option<Duration>,
 }
 
 /// A device behind a child process.
@@ -285,7 +286,7 @@ where
     ) -> End {
         let mut jobs: HashMap<u64, Running<O>> = HashMap::new();
         let mut ready = false;
-        let load_by = Instant::now() + self.command.load_timeout;
+        let load_by = self.command.load_timeout.map(|timeout| Instant::now() + timeout);
         match frames::encode(&ToEngine::<()>::Load {
             config: self.command.config.clone(),
         }) {
@@ -299,7 +300,7 @@ where
         }
         let end = loop {
             let kill_at = jobs.values().filter_map(|job| job.kill_at).min();
-            let alarm = if ready { kill_at } else { Some(load_by) };
+            let alarm = if ready { kill_at } else { load_by };
             tokio::select! {
                 event = events.recv() => match event {
                     Some(Ok(FromEngine::Ready(report))) => {

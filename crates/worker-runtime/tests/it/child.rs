@@ -18,7 +18,7 @@ fn device(config: serde_json::Value) -> Arc<Toys> {
         args: Vec::new(),
         env: Vec::new(),
         config,
-        load_timeout: Duration::from_secs(20),
+        load_timeout: Some(Duration::from_secs(20)),
     };
     Arc::new(ChildDevice::new("toy:0", command))
 }
@@ -196,21 +196,21 @@ async fn a_child_that_dies_while_loading_or_is_no_engine_is_told_as_failed() {
             args: Vec::new(),
             env: Vec::new(),
             config: serde_json::json!({ "load": "panic" }),
-            load_timeout: Duration::from_secs(20),
+            load_timeout: Some(Duration::from_secs(20)),
         },
         ChildCommand {
             program: "/bin/echo".into(),
             args: vec!["this is no frame".to_owned()],
             env: Vec::new(),
             config: serde_json::Value::Null,
-            load_timeout: Duration::from_secs(20),
+            load_timeout: Some(Duration::from_secs(20)),
         },
         ChildCommand {
             program: "/nowhere/engine".into(),
             args: Vec::new(),
             env: Vec::new(),
             config: serde_json::Value::Null,
-            load_timeout: Duration::from_secs(20),
+            load_timeout: Some(Duration::from_secs(20)),
         },
     ] {
         let device = Toys::new("toy:0", command);
@@ -227,12 +227,29 @@ async fn a_child_that_never_loads_is_ended_when_its_time_is_up() {
         args: Vec::new(),
         env: Vec::new(),
         config: serde_json::json!({ "load": "forever" }),
-        load_timeout: Duration::from_millis(300),
+        load_timeout: Some(Duration::from_millis(300)),
     };
     let device = Toys::new("toy:0", command);
     device.start();
     let state = until(&device, |state| matches!(state, DeviceState::Failed(_))).await;
     assert_eq!(state, DeviceState::Failed("it did not load in time".to_owned()));
+    device.stop().await;
+}
+
+#[tokio::test]
+async fn a_child_without_a_time_limit_loads_for_as_long_as_it_takes() {
+    let command = ChildCommand {
+        program: env!("CARGO_BIN_EXE_toy-engine").into(),
+        args: Vec::new(),
+        env: Vec::new(),
+        config: serde_json::json!({ "load": "forever" }),
+        load_timeout: None,
+    };
+    let device = Toys::new("toy:0", command);
+    device.start();
+    until(&device, |state| matches!(state, DeviceState::Loading)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(*device.state().borrow(), DeviceState::Loading);
     device.stop().await;
 }
 
