@@ -10,35 +10,44 @@ pub(super) struct Readings {
     pub variants: Vec<Vec<String>>,
     /// Words that were spelled letter by letter, each as one string.
     pub spelled: Vec<String>,
+    /// Words with signs that stand for i or l, with i for both and for l itself.
+    pub either: Vec<String>,
 }
 
 /// Reads a prompt: letters folded, weights and punctuation removed, tricks undone.
 pub(super) fn readings(text: &str) -> Readings {
-    let folded = without_weights(&joined_thousands(&fold(text)));
+    let clean = |text: &str| without_weights(&joined_thousands(&fold(text)));
+    let folded = clean(text);
     let plain = words(&folded);
-    let spelled = spelled(&plain);
     // `ch.ild`, `chi(ld)`: punctuation inside a word.
     let closed: Vec<String> = chunks(&folded, |c| c.is_alphanumeric().then_some(c));
-    let leet = |one: char| -> Vec<String> {
-        folded
-            .split_whitespace()
-            .map(|chunk| {
-                // A number by itself stays one: it may be an age.
-                let is_word = chunk.chars().any(|c| c.is_ascii_alphabetic());
-                let letter = |c: char| {
-                    if is_word {
-                        letter_of(c, one)
-                    } else {
-                        c.is_alphanumeric().then_some(c)
-                    }
-                };
-                chunk.chars().filter_map(letter).collect::<String>()
-            })
-            .filter(|word| !word.is_empty())
-            .collect()
+    let leet = |one: char, open: Option<char>| -> Vec<String> {
+        let chunks = folded.split_whitespace().map(|chunk| {
+            // A number by itself stays one: it may be an age.
+            if !is_word(chunk) {
+                return chunk.chars().filter(|c| c.is_alphanumeric()).collect();
+            }
+            let letters: String = chunk.chars().filter_map(|c| letter_of(c, one)).collect();
+            // Short words in brackets are short words: `(um, …)`.
+            let begins = open.filter(|_| chunk.starts_with(['(', '[', '{', '<']) && letters.chars().count() >= 3);
+            begins.into_iter().chain(letters.chars()).collect::<String>()
+        });
+        chunks.filter(|word| !word.is_empty()).collect()
     };
     let squeezed = plain.iter().map(|word| squeeze(word)).collect();
-    let mut variants = vec![plain, closed, squeezed, leet('i'), leet('l')];
+    let mut variants = vec![
+        closed,
+        squeezed,
+        leet('i', None),
+        leet('l', None),
+        leet('i', Some('c')),
+        words(&clean(&camels_apart(text))),
+        words(&clean(&turned_back(text))),
+    ];
+    let with_signs: Vec<String> = spelled_with_signs(&folded).collect();
+    let in_letters = |run: &String| run.chars().filter_map(|c| letter_of(c, 'i')).collect::<String>();
+    let spelled = spelled(&plain).chain(with_signs.iter().map(in_letters)).collect();
+    variants.insert(0, plain);
     let mut seen = Vec::new();
     variants.retain(|variant| {
         let is_new = !seen.contains(variant);
@@ -47,7 +56,54 @@ pub(super) fn readings(text: &str) -> Readings {
         }
         is_new
     });
-    Readings { variants, spelled }
+    let chunks = folded.split_whitespace().map(str::to_owned).chain(with_signs);
+    let either = chunks.filter(|chunk| is_word(chunk) && chunk.contains(I_OR_L));
+    let either = either.map(|chunk| as_one_letter(&in_letters(&chunk))).collect();
+    Readings {
+        variants,
+        spelled,
+        either,
+    }
+}
+
+/// Signs that stand for i as well as for l.
+const I_OR_L: [char; 3] = ['1', '!', '|'];
+
+/// l as i.
+pub(super) fn as_one_letter(word: &str) -> String {
+    word.replace('l', "i")
+}
+
+fn is_word(chunk: &str) -> bool {
+    chunk.chars().any(|c| c.is_ascii_alphabetic())
+}
+
+/// `NakedCat` as two words.
+fn camels_apart(text: &str) -> String {
+    let mut apart = String::with_capacity(text.len());
+    let mut before = ' ';
+    for c in text.chars() {
+        if c.is_uppercase() && before.is_lowercase() {
+            apart.push(' ');
+        }
+        apart.push(c);
+        before = c;
+    }
+    apart
+}
+
+/// What is shown from right to left by an override, in the order in which it is read.
+fn turned_back(text: &str) -> String {
+    const OVERRIDE: char = '\u{202e}';
+    const END: char = '\u{202c}';
+    let mut parts = text.split(OVERRIDE);
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |mut read, part| {
+        let (turned, rest) = part.split_once(END).unwrap_or((part, ""));
+        read.extend(turned.chars().rev());
+        read.push_str(rest);
+        read
+    })
 }
 
 /// Lower-case letters of one alphabet: compatibility forms, accents and what cannot be seen are gone, look-alikes are what
@@ -115,7 +171,9 @@ fn look_alike(c: char) -> &'static str {
         'ƒ' | 'ꜰ' => "f",
         'ɡ' | 'ɢ' | 'ɠ' | 'ց' | 'ꮐ' => "g",
         'һ' | 'н' | 'ħ' | 'ʜ' | 'ɦ' | 'հ' | 'ꮋ' => "h",
-        'і' | 'ι' | 'ı' | 'ɪ' | 'ɩ' | 'ӏ' | 'ɨ' | 'ⲓ' => "i",
+        'і' | 'ι' | 'ı' | 'ɪ' | 'ɩ' | 'ɨ' | 'ⲓ' => "i",
+        // Read as both.
+        'ӏ' => "|",
         'ј' | 'ᴊ' | 'ꭻ' => "j",
         'к' | 'κ' | 'ᴋ' | 'ƙ' | 'ⲕ' | 'ꮶ' => "k",
         'ł' | 'ʟ' | 'ɫ' | 'ɭ' | 'ɬ' | 'ƚ' | 'լ' | 'ꮮ' => "l",
@@ -152,10 +210,13 @@ fn latin(index: u32) -> &'static str {
 fn letter_of(c: char, one: char) -> Option<char> {
     match c {
         '0' => Some('o'),
-        '1' | '!' | '|' => Some(one),
+        c if I_OR_L.contains(&c) => Some(one),
         '3' | '€' => Some('e'),
         '4' | '@' => Some('a'),
-        '5' | '$' => Some('s'),
+        '5' | '$' | '§' => Some('s'),
+        '¢' => Some('c'),
+        '¥' => Some('y'),
+        '£' => Some('l'),
         '6' | '9' => Some('g'),
         '7' | '+' => Some('t'),
         '8' => Some('b'),
@@ -207,18 +268,54 @@ fn chunks(text: &str, keep: impl Fn(char) -> Option<char>) -> Vec<String> {
         .collect()
 }
 
-/// Runs of at least three single letters, joined.
-fn spelled(words: &[String]) -> Vec<String> {
+/// Runs of at least three single letters, joined; of two in scripts without spaces.
+fn spelled(words: &[String]) -> impl Iterator<Item = String> {
     words
         .chunk_by(|a, b| is_letter(a) == is_letter(b))
-        .filter(|run| run.len() >= 3 && run.first().is_some_and(|word| is_letter(word)))
+        .filter(|run| {
+            let (letter, least) = run.first().map_or(("", 3), |first| {
+                (first.as_str(), if is_without_spaces(first) { 2 } else { 3 })
+            });
+            run.len() >= least && is_letter(letter)
+        })
         .map(|run| run.concat())
-        .collect()
+}
+
+/// The same with digits and signs for letters, apart by spaces or by punctuation: `o r 4 n g 3`, `o.r.4.n.g.3`.
+fn spelled_with_signs(folded: &str) -> impl Iterator<Item = String> {
+    let by_space: Vec<&str> = folded.split_whitespace().collect();
+    let by_sign: Vec<&str> = folded
+        .split(|c: char| !c.is_alphanumeric() && !I_OR_L.contains(&c))
+        .filter(|part| !part.is_empty())
+        .collect();
+    [by_space, by_sign].into_iter().flat_map(|parts| {
+        let letters: Vec<Option<char>> = parts.iter().map(|part| alone(part)).collect();
+        let runs = letters.chunk_by(|a, b| a.is_some() == b.is_some());
+        let run = |run: &[Option<char>]| run.iter().flatten().collect::<String>();
+        let has_letters = |run: &[Option<char>]| run.iter().flatten().filter(|c| c.is_alphabetic()).count() >= 2;
+        runs.filter(|run| run.len() >= 3 && has_letters(run))
+            .map(run)
+            .collect::<Vec<_>>()
+    })
+}
+
+/// The only character of a part, if it has only one.
+fn alone(part: &str) -> Option<char> {
+    let mut chars = part.chars();
+    chars.next().filter(|_| chars.next().is_none())
 }
 
 fn is_letter(word: &str) -> bool {
-    let mut chars = word.chars();
-    chars.next().is_some_and(char::is_alphabetic) && chars.next().is_none()
+    // A syllable of Hangul is folded into its parts, of which one begins it.
+    let is_part = |c: char| matches!(c, '\u{1100}'..='\u{11ff}');
+    let n_begun = word.chars().filter(|c| *c < '\u{1160}').count();
+    alone(word).is_some_and(char::is_alphabetic) || (n_begun == 1 && word.chars().all(is_part))
+}
+
+/// Chinese, Japanese, Korean, Thai: words are not told apart by spaces.
+pub(super) fn is_without_spaces(word: &str) -> bool {
+    word.chars()
+        .any(|c| matches!(c, '\u{0e00}'..='\u{0e7f}' | '\u{1100}'..='\u{11ff}' | '\u{2e80}'..='\u{d7ff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}'))
 }
 
 /// Three or more of the same letter become one; digits are left alone.

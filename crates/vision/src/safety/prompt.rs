@@ -28,7 +28,7 @@ const MAX_MONTHS: u32 = 36;
 pub fn read(prompt: &str, negative: &str) -> Read {
     let lists = WordLists::builtin();
     let (wanted, unwanted) = prompt.split_once("###").unwrap_or((prompt, ""));
-    let wanted = readings(wanted);
+    let wanted = lists.without_names(readings(wanted));
     let unwanted = [readings(unwanted), readings(negative)];
     let age = if tells_young_age(&wanted, lists) {
         Level::Strong
@@ -211,6 +211,174 @@ mod tests {
         age("a young woman in a city", No);
         age("a man and a woman", No);
         age("a ship on the sea ### child", No);
+    }
+
+    #[test]
+    fn a_word_is_read_through_every_trick_and_their_mixtures() {
+        for trick in [
+            "chiild",
+            "cchild",
+            "chilldd",
+            "CHIILLDD",
+            "ch\u{200d}ild",
+            "c\u{200b}h\u{2060}i\u{feff}ld",
+            "\u{202e}dlihc",
+            "a \u{202e}dlihc\u{202c} here",
+            "ch\u{202e}\u{202c}ild",
+            "ch1|d",
+            "ch!1d",
+            "c#h#i#l#d",
+            "(h1ld",
+            "¢hild",
+            "c̶h̶i̶l̶d̶",
+            "c͓̽h͓̽i͓̽l͓̽d͓̽",
+            "с һ і ӏ ԁ",
+            "с.һ.і.ӏ.ԁ",
+            "ｃ ｈ ｉ ｌ ｄ",
+            "c.h.i.l.d",
+            "c·h·i·l·d",
+            "c_h_i_l_d",
+            "c-h-i-l-d",
+            "c/h/i/l/d",
+            "c—h—i—l—d",
+            "c . h . i . l . d",
+            "c h 1 l d",
+            "c.h.1.l.d",
+            "c h i ld",
+            "ch i l d",
+            "c h il d",
+            "NakedChild",
+            "ⓒⓗⓘⓛⓓ",
+            "🅲🅷🅸🅻🅳",
+            "ᴄʜɪʟᴅ",
+            "ⓒ ⓗ ⓘ ⓛ ⓓ",
+            "c\u{301}h\u{301}1\u{301}l\u{301}d\u{301}",
+            "toddller",
+            "t0ddl3r",
+            "k1ddi3",
+            "幼\u{200b}女",
+            "幼 女",
+            "ロ リ",
+            "ﾛﾘ",
+            "р е б е н о к",
+            "ребeнок",
+            "р.е.б.е.н.о.к",
+            "E N F A N T",
+            "enffant",
+            "mineuure",
+            "n i ñ a",
+            "bambiina",
+            "어 린 이",
+            "小 学 生",
+            "ＬＯＬＩ",
+            "l0li",
+            "|oli",
+            "lolii",
+        ] {
+            age(trick, Strong);
+        }
+        let adult = |text: &str| read(text, "").adult;
+        for trick in [
+            "nakked",
+            "n a k e d",
+            "n.4.k.3.d",
+            "nu\u{200b}de",
+            "\u{202e}edun",
+            "nuddee",
+            "t0p1ess",
+            "topl3ss",
+            "ñaked",
+            "n а k е d",
+        ] {
+            assert!(adult(trick) >= Clear, "{trick}");
+        }
+    }
+
+    #[test]
+    fn ordinary_words_stay_ordinary_however_they_are_folded() {
+        for text in [
+            "goods",
+            "a good book",
+            "balloons",
+            "bare feet",
+            "books and trees at noon",
+            "a school of fish",
+            "ten oxen",
+            "childish gambino live",
+            "Childish Gambino",
+            "Destiny's Child, 1999",
+            "Billy the Kid, wanted poster",
+            "kidney beans",
+            "a goat kidded",
+            "skidding car",
+            "lolly",
+            "lollipop",
+            "Rothschild",
+            "fairchild",
+            "brainchild of an engineer",
+            "manchild album cover",
+            "chill, chilled, chili",
+            "the wild west",
+            "build, guild, gild",
+            "tenth floor",
+            "a tent",
+            "I am 1 of 2",
+            "M 1 1 tank, B 5 2",
+            "1 l of milk",
+            "F1 11",
+            "cch",
+            "an ill owl",
+            "l i g h t",
+            "c h i l l",
+            "iPhone",
+            "McDonald",
+            "MacBook",
+            "R.E.M. live",
+            "U.S.A.",
+            "it, is, so",
+            "room 101!",
+            "(hill)",
+            "[old house]",
+            "a kiddush cup",
+        ] {
+            assert_eq!(read(text, "").under_age, No, "{text}");
+        }
+        for text in [
+            "goods",
+            "the annals of history",
+            "annus mirabilis",
+            "rapping on stage",
+            "a rapper",
+            "a penny",
+            "coming home",
+            "pens",
+            "Moby Dick",
+            "Sex Pistols on stage",
+            "magna cum laude",
+            "a sperm whale",
+            "canal",
+            "analog, analysis",
+            "assassin",
+            "class, glass, grass",
+            "titan",
+            "peacock",
+            "cockatoo",
+            "Scunthorpe",
+            "nodded",
+            "mode, node, nudge",
+            "organism",
+            "therapist",
+            "grape, drape, scrape",
+            "document",
+            "(um, well)",
+            "shuttle",
+            "Dickens",
+        ] {
+            assert_eq!(read(text, "").adult, No, "{text}");
+        }
+        // A name takes nothing from what stands beside it.
+        age("Childish Gambino and a child", Strong);
+        age("childish, gambino child", Strong);
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! The words that a prompt is searched for, folded once and found by their first word.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::OnceLock;
 
 use serde::Deserialize;
 
 use super::Level;
-use super::fold::{Readings, fold, words};
+use super::fold::{Readings, as_one_letter, fold, is_without_spaces, words};
 
 /// The lists of `words.json`.
 pub(super) struct WordLists {
@@ -24,6 +24,8 @@ pub(super) struct WordLists {
     pub numbers: HashMap<String, u32>,
     /// A maturity word before one of these is about the picture's kind: `mature content`.
     pub about_content: Vec<String>,
+    /// Names of grown-up people and of things that have words of the lists in them; these count for nothing there.
+    names: Vec<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +40,8 @@ struct Raw {
     before_age: ByLevel,
     numbers: HashMap<String, u32>,
     about_content: Vec<String>,
+    not_drawn_out: Vec<String>,
+    names: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -56,8 +60,14 @@ pub(super) struct Finder {
     by_first: HashMap<String, Vec<Entry>>,
     /// Whose first word has a star, and those in scripts without spaces.
     open: Vec<Entry>,
-    /// Entries of one word of at least four letters: these are also found when spelled or cut.
+    /// Entries of one word of at least four letters: these are also found when spelled or cut,
     single: HashMap<String, Level>,
+    /// with letters doubled (by each letter once, with how often each stands there at least),
+    drawn_out: HashMap<String, Vec<(Vec<usize>, Level)>>,
+    /// and with signs for i and l at once.
+    either: HashMap<String, Level>,
+    /// Ordinary words that are others drawn out: `rapping`.
+    ordinary: HashSet<String>,
 }
 
 struct Entry {
@@ -72,6 +82,9 @@ const SMALL_WORDS: [&str; 24] = [
     "so", "the", "to", "us", "we",
 ];
 
+/// Most pieces that a word is joined from.
+const MOST_PIECES: usize = 7;
+
 impl WordLists {
     /// The lists of this build.
     pub fn builtin() -> &'static Self {
@@ -79,14 +92,17 @@ impl WordLists {
         LISTS.get_or_init(|| {
             let raw: Raw =
                 serde_json::from_str(include_str!("words.json")).expect("the lists of this build are read by a test");
+            let ordinary: HashSet<String> = raw.not_drawn_out.iter().map(|word| fold(word)).collect();
+            let finder = |list: &ByLevel| Finder::new(list, &ordinary);
             Self {
-                under_age: Finder::new(&raw.under_age),
-                adult: Finder::new(&raw.adult),
-                maturity: Finder::new(&raw.maturity),
-                clothes: Finder::new(&raw.clothes),
-                years: Finder::new(&raw.years),
-                months: Finder::new(&raw.months),
-                before_age: Finder::new(&raw.before_age),
+                under_age: finder(&raw.under_age),
+                adult: finder(&raw.adult),
+                maturity: finder(&raw.maturity),
+                clothes: finder(&raw.clothes),
+                years: finder(&raw.years),
+                months: finder(&raw.months),
+                before_age: finder(&raw.before_age),
+                names: raw.names.iter().map(|name| words(&fold(name))).collect(),
                 numbers: raw.numbers.iter().map(|(word, n)| (fold(word), *n)).collect(),
                 about_content: raw.about_content.iter().map(|word| fold(word)).collect(),
             }
@@ -94,12 +110,29 @@ impl WordLists {
     }
 }
 
+impl WordLists {
+    /// Takes the words of known names out of a text that is read in several ways.
+    pub fn without_names(&self, mut readings: Readings) -> Readings {
+        for words in &mut readings.variants {
+            for at in 0..words.len() {
+                let name = self.names.iter().find(|name| words[at..].starts_with(name));
+                // What stands there instead joins with nothing.
+                (0..name.map_or(0, Vec::len)).for_each(|n| words[at + n] = "name".into());
+            }
+        }
+        readings
+    }
+}
+
 impl Finder {
-    fn new(raw: &ByLevel) -> Self {
+    fn new(raw: &ByLevel, ordinary: &HashSet<String>) -> Self {
         let mut finder = Self {
             by_first: HashMap::new(),
             open: Vec::new(),
             single: HashMap::new(),
+            drawn_out: HashMap::new(),
+            either: HashMap::new(),
+            ordinary: ordinary.clone(),
         };
         let lists = [
             (&raw.strong, Level::Strong),
@@ -119,9 +152,13 @@ impl Finder {
                 continue;
             };
             let is_one = entry.words.len() == 1;
-            if is_one && first.chars().count() >= 4 && first.is_ascii() {
+            if is_one && first.chars().count() >= 4 && !is_without_spaces(&first) {
                 let known = finder.single.entry(first.clone()).or_default();
                 *known = level.max(*known);
+                let known = finder.either.entry(as_one_letter(&first)).or_default();
+                *known = level.max(*known);
+                let (letters, counts) = runs(&first);
+                finder.drawn_out.entry(letters).or_default().push((counts, level));
             }
             if is_one && (entry.is_prefix || is_without_spaces(&first)) {
                 finder.open.push(entry);
@@ -134,17 +171,27 @@ impl Finder {
 
     /// The strongest entry in any reading.
     pub fn strongest(&self, readings: &Readings) -> Level {
-        let in_words = readings
-            .variants
-            .iter()
-            .flat_map(|words| (0..words.len()).map(|at| self.at(words, at).0.max(self.cut(words, at))));
+        let in_words = readings.variants.iter().flat_map(|words| {
+            (0..words.len()).map(|at| {
+                let whole = self.at(words, at).0.max(self.drawn_out(&words[at]));
+                whole.max(self.cut(words, at))
+            })
+        });
+        let either = readings.either.iter().filter_map(|word| {
+            let singular = [Some(word.as_str()), word.strip_suffix('s')];
+            singular
+                .into_iter()
+                .flatten()
+                .find_map(|word| self.either.get(word))
+                .copied()
+        });
         let in_spelled = readings.spelled.iter().map(|run| {
             let found = self.single.iter().filter(|(word, _)| run.contains(word.as_str()));
             let inside = found.map(|(_, level)| *level).max().unwrap_or_default();
             // Short words only where nothing else is spelled with them.
             inside.max(self.at(std::slice::from_ref(run), 0).0)
         });
-        in_words.chain(in_spelled).max().unwrap_or_default()
+        in_words.chain(in_spelled).chain(either).max().unwrap_or_default()
     }
 
     /// The strongest entry that begins at a word, and how many words it has.
@@ -173,19 +220,35 @@ impl Finder {
             .unwrap_or_default()
     }
 
-    /// `chi ld`.
-    /// Also `c hild` and `ch i ld`.
+    /// `chiild`, but not `rapping`, and not `ten` for a word with two e.
+    fn drawn_out(&self, word: &str) -> Level {
+        if self.ordinary.contains(word) {
+            return Level::None;
+        }
+        let singular = [Some(word), word.strip_suffix('s')];
+        let found = singular.into_iter().flatten().flat_map(|word| {
+            let (letters, counts) = runs(word);
+            let known = self.drawn_out.get(&letters).into_iter().flatten();
+            let fitting = known.filter(|(least, _)| least.iter().zip(&counts).all(|(least, n)| n >= least));
+            fitting.map(|(_, level)| *level).collect::<Vec<_>>()
+        });
+        found.max().unwrap_or_default()
+    }
+
+    /// `chi ld`, `ch i ld`, `c h i ld`.
     fn cut(&self, words: &[String], at: usize) -> Level {
         let joined = |n: usize| {
             let parts = words.get(at..at + n)?;
             if parts.iter().any(|part| SMALL_WORDS.contains(&part.as_str())) {
                 return None;
             }
-            // Three whole words side by side are three words.
-            let is_odd = n == 2 || parts.iter().any(|part| part.chars().count() == 1);
-            is_odd.then(|| self.single.get(&parts.concat()).copied()).flatten()
+            // Whole words side by side are words; of pieces all but two are letters.
+            let n_letters = parts.iter().filter(|part| part.chars().count() == 1).count();
+            (n_letters + 2 >= n)
+                .then(|| self.single.get(&parts.concat()).copied())
+                .flatten()
         };
-        joined(2).max(joined(3)).unwrap_or_default()
+        (2..=MOST_PIECES).filter_map(joined).max().unwrap_or_default()
     }
 }
 
@@ -204,10 +267,10 @@ impl Entry {
     }
 }
 
-/// Chinese, Japanese, Korean, Thai: words are not told apart by spaces.
-pub(super) fn is_without_spaces(word: &str) -> bool {
-    word.chars()
-        .any(|c| matches!(c, '\u{0e00}'..='\u{0e7f}' | '\u{1100}'..='\u{11ff}' | '\u{2e80}'..='\u{d7ff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}'))
+/// Each letter once with how often it stands there: `book` is `bok` with 1, 2, 1.
+fn runs(word: &str) -> (String, Vec<usize>) {
+    let letters: Vec<char> = word.chars().collect();
+    letters.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).unzip()
 }
 
 #[cfg(test)]
@@ -216,11 +279,12 @@ mod tests {
     use crate::safety::fold::readings;
 
     fn finder() -> Finder {
-        Finder::new(&ByLevel {
-            strong: vec!["mango".into(), "ripe fruit".into()],
-            clear: vec!["berr*".into(), "dried berr*".into(), "林檎".into()],
-            weak: vec!["fig".into(), "fruit".into()],
-        })
+        let raw = ByLevel {
+            strong: vec!["mango".into(), "ripe fruit".into(), "moon".into(), "lilac".into()],
+            clear: vec!["berr*".into(), "dried berr*".into(), "林檎".into(), "слива".into()],
+            weak: vec!["fig".into(), "fruit".into(), "taper".into()],
+        };
+        Finder::new(&raw, &HashSet::from(["tapper".to_owned()]))
     }
 
     fn check(text: &str, expected: Level) {
@@ -252,6 +316,37 @@ mod tests {
         check("f i g u r e", Level::None);
         check("m4ng0", Level::Strong);
         check("f ig", Level::None);
+        check("m a n go", Level::Strong);
+        check("ma n g o", Level::Strong);
+        check("m 4 n g 0", Level::Strong);
+        check("m.4.n.g.0", Level::Strong);
+        check("m а n g о", Level::Strong);
+        check("m\u{336}a\u{336}n\u{336}g\u{336}o\u{336}", Level::Strong);
+        check("m\u{20dd}a\u{200d}n\u{202e}g\u{2066}o", Level::Strong);
+        check("\u{202e}ognam\u{202c} tree", Level::Strong);
+        check("BigMango", Level::Strong);
+        check("林 檎", Level::Clear);
+        check("с л и в а", Level::Clear);
+        check("сли ва", Level::Clear);
+    }
+
+    #[test]
+    fn letters_may_be_doubled_but_not_halved() {
+        for drawn in ["mmango", "maango", "mangoo", "mannggoos", "mooon", "tapeer"] {
+            assert_ne!(finder().strongest(&readings(drawn)), Level::None, "{drawn}");
+        }
+        for other in ["mon", "mono", "man", "mangle", "tapper", "figg", "ognam"] {
+            check(other, Level::None);
+        }
+    }
+
+    #[test]
+    fn one_sign_is_i_here_and_l_there() {
+        check("1i1ac", Level::Strong);
+        check("!|!4c", Level::Strong);
+        check("li1acs", Level::Strong);
+        check("iilac", Level::None);
+        check("1 1 1 4 c", Level::None);
     }
 
     #[test]
