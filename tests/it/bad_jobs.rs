@@ -11,6 +11,7 @@ use e2e::demo::civitai::{self, MISFIT, OTHER_FAMILY, TORN, TORN_INVERSION, VERSI
 use e2e::demo::dreamer::{MODEL, settings};
 use e2e::demo::stage::start_worker;
 use e2e::listening::process_tree;
+use e2e::usage::most_bytes;
 use imaging::{Limits, Mask, Picture, encode_png, encode_png_mask};
 use local_horde::ledger::Fate;
 use local_horde::{Horde, Settings, http};
@@ -341,14 +342,6 @@ pub(crate) fn ended(horde: &Horde, id: &str) -> Option<End> {
     }
 }
 
-/// Most bytes that a process has held at any time.
-pub(crate) fn most_bytes(pid: u32) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_job_holds_it_is_answered_and_the_engine_lives() {
     let horde = Horde::new(Settings {
@@ -432,7 +425,11 @@ async fn whatever_a_job_holds_it_is_answered_and_the_engine_lives() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let at_first = at_first.expect("there are jobs");
     assert_eq!((at_first.len(), &at_first), (1, &engines()), "one engine did all of it");
-    let held = at_first.iter().map(|one| most_bytes(*one)).max().unwrap_or(0);
+    let held = at_first
+        .iter()
+        .map(|one| most_bytes(*one).unwrap_or(0))
+        .max()
+        .unwrap_or(0);
     assert!((1..MOST_BYTES).contains(&held), "the engine held {held} bytes");
     worker.signal(Signal::SIGTERM).expect("it runs");
     assert!(worker.wait(Duration::from_secs(60)).await.expect("it ends").success());

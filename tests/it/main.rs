@@ -4,6 +4,7 @@ mod alchemist;
 mod arrows;
 mod bad_jobs;
 mod bad_models;
+mod bad_texts;
 mod bridges;
 mod chat;
 mod dreamer;

@@ -160,7 +160,7 @@ impl State {
         body.texts("blacklist")?;
         body.integer("max_pixels", 0..=i64::MAX)?;
         let popper = self.check_in(Kind::Image, key, body)?;
-        if let Some(answer) = self.next_scripted(&popper.name) {
+        if let Some(answer) = self.next_scripted(Kind::Image, &popper.name) {
             return Ok(answer);
         }
         // Names with an owner are for special users; the rest of a long list is not looked at.

@@ -1,5 +1,5 @@
-//! Answers to image pops made by hand, for jobs that the rules of a real server would never let through: steps of -1, a
-//! source that is a zip file. Their ids stand in the book like all others.
+//! Answers to pops made by hand, for jobs that the rules of a real server would never let through: steps of -1, a
+//! source that is a zip file, a grammar. Their ids stand in the book like all others.
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ const LEASE: Duration = Duration::from_secs(150);
 
 /// One answer that waits for a pop.
 pub(crate) struct Scripted {
+    kind: Kind,
     ids: Vec<String>,
     body: String,
 }
@@ -28,15 +29,33 @@ impl State {
             .map(|id| self.objects.sign("PUT", &format!("{id}.webp")))
             .collect();
         let body = body(&ids, &uploads);
-        self.scripted.push_back(Scripted { ids: ids.clone(), body });
+        self.scripted.push_back(Scripted {
+            kind: Kind::Image,
+            ids: ids.clone(),
+            body,
+        });
         ids
     }
 
-    /// The next scripted answer, for this worker.
-    pub(crate) fn next_scripted(&mut self, worker: &str) -> Option<Answer> {
-        let Scripted { ids, body } = self.scripted.pop_front()?;
+    /// Answers one text pop, after those scripted before, with what `body` makes of a fresh id: as it is, whatever the worker
+    /// offered. Gives the id.
+    pub fn script_text(&mut self, body: impl FnOnce(&str) -> String) -> String {
+        let id = self.new_id();
+        let body = body(&id);
+        self.scripted.push_back(Scripted {
+            kind: Kind::Text,
+            ids: vec![id.clone()],
+            body,
+        });
+        id
+    }
+
+    /// The next scripted answer to a pop of this kind, for this worker.
+    pub(crate) fn next_scripted(&mut self, kind: Kind, worker: &str) -> Option<Answer> {
+        let place = self.scripted.iter().position(|scripted| scripted.kind == kind)?;
+        let Scripted { ids, body, .. } = self.scripted.remove(place)?;
         for id in &ids {
-            self.hand_out(Generation::handed_out(id, "scripted", worker, "", LEASE), Kind::Image);
+            self.hand_out(Generation::handed_out(id, "scripted", worker, "", LEASE), kind);
         }
         Some(Answer {
             body: body.into_bytes(),

@@ -101,6 +101,9 @@ impl State {
         body.flag("nsfw", true)?;
         let declared = Declared::of(body, &models)?;
         let popper = self.check_in(Kind::Text, key, body)?;
+        if let Some(answer) = self.next_scripted(Kind::Text, &popper.name) {
+            return Ok(answer);
+        }
         for model in &models {
             if let Some((_, owner)) = model.split_once("::")
                 && owner != popper.alias

@@ -146,6 +146,28 @@ async fn a_refused_upload_is_not_stored_and_troubles_nothing_else() {
 }
 
 #[test]
+fn a_scripted_text_is_for_text_pops_alone() {
+    let horde = horde();
+    let id = horde
+        .state()
+        .script_text(|id| json!({ "id": id, "payload": { "grammar": "(" } }).to_string());
+    let body = json!({ "name": "a worker", "models": ["m"], "bridge_agent": "x:1:y" });
+    assert!(
+        horde
+            .call("POST", "generate/pop", WORKER_KEY, &body)
+            .is_ok_and(|job| job["id"].is_null())
+    );
+    let text = json!({ "name": "another worker", "models": ["m"], "bridge_agent": "x:1:y" });
+    let job = horde
+        .call("POST", "generate/text/pop", WORKER_KEY, &text)
+        .expect("a job");
+    assert_eq!(
+        (job["id"].as_str(), &job["payload"]["grammar"]),
+        (Some(id.as_str()), &json!("("))
+    );
+}
+
+#[test]
 fn a_scripted_answer_goes_out_byte_for_byte_and_its_ids_stand_in_the_book() {
     let horde = horde();
     let mut told = String::new();
