@@ -95,6 +95,43 @@ fn exif_orientation_is_applied_once() {
 }
 
 #[test]
+fn exif_orientation_one_leaves_the_picture_as_it_is_and_nonsense_too() {
+    // The same file with another number under the tag 0x0112: 3 turns it by half.
+    let of = |n: u8| {
+        let mut bytes = fixture("orientation_3.jpg");
+        let tag = bytes
+            .windows(4)
+            .position(|w| w == [1, 0x12, 0, 3] || w == [0x12, 1, 3, 0])
+            .unwrap();
+        let value = (tag + 8..tag + 12).find(|at| bytes[*at] == 3).unwrap();
+        bytes[value] = n;
+        decode(&bytes, &Limits::image_job()).unwrap()
+    };
+    let turned: Vec<u8> = of(3).data().chunks_exact(3).rev().flatten().copied().collect();
+    for n in [0, 1, 9, 255] {
+        assert_eq!(of(n).data(), turned, "orientation {n}");
+    }
+}
+
+#[test]
+fn sixteen_bits_of_colour_and_alpha_are_rounded_to_eight() {
+    let values: Vec<u16> = (0..64u32).map(|n| (n * 1040 % 65_536) as u16).collect();
+    let mut bytes = Vec::new();
+    let encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+    let raw: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+    image::ImageEncoder::write_image(encoder, &raw, 4, 4, image::ExtendedColorType::Rgba16).unwrap();
+    let decoded = decode(&bytes, &Limits::image_job()).unwrap();
+    let expected: Vec<u8> = values.iter().map(|v| ((u32::from(*v) + 128) / 257) as u8).collect();
+    assert_eq!(decoded.data(), expected);
+}
+
+#[test]
+fn the_smallest_picture_is_one() {
+    let bytes = encode_png(&Picture::filled(1, 1, [7, 8, 9])).unwrap();
+    assert_eq!(decode(&bytes, &Limits::image_job()).unwrap().data(), [7, 8, 9]);
+}
+
+#[test]
 fn webp_keeps_colours_and_alpha() {
     let source = picture("rgba.png").resized(96, 64, Filter::Bicubic);
     for method in 0..=6 {
