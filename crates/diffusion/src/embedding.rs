@@ -61,11 +61,18 @@ impl Embedding {
         })
     }
 
-    /// The vectors for one encoder: `big` is OpenCLIP's H or G, else CLIP-L. `None` where it has none, or where they are
-    /// not `width` wide.
-    pub fn vectors(&self, big: bool, width: usize) -> Option<Vec<Vec<f32>>> {
+    /// The vectors for one encoder: `big` is OpenCLIP's H or G, else CLIP-L. `None` where it has none. They need not be as wide
+    /// as that encoder: see [`Self::fits`].
+    pub fn vectors(&self, big: bool) -> Option<Vec<Vec<f32>>> {
+        if big { self.big.clone() } else { self.first.clone() }
+    }
+
+    /// Whether it has vectors for this encoder that are `width` wide.
+    pub fn fits(&self, big: bool, width: usize) -> bool {
         let vectors = if big { &self.big } else { &self.first };
-        vectors.clone().filter(|rows| rows.iter().all(|row| row.len() == width))
+        vectors
+            .as_ref()
+            .is_some_and(|rows| rows.iter().all(|row| row.len() == width))
     }
 }
 
@@ -96,18 +103,19 @@ mod tests {
     fn vectors_go_to_the_encoder_of_their_width() {
         let (_dir, path) = written(&[("emb_params", rows(2, 8))]);
         let embedding = Embedding::open(&path).unwrap();
-        assert_eq!(embedding.vectors(false, 8).unwrap()[1][0], 8.0);
-        assert!(embedding.vectors(true, 16).is_none());
+        assert_eq!(embedding.vectors(false).unwrap()[1][0], 8.0);
+        assert!(embedding.fits(false, 8) && !embedding.fits(true, 16));
 
         let (_dir, path) = written(&[("clip_l", rows(1, 8)), ("clip_g", rows(3, 16))]);
         let embedding = Embedding::open(&path).unwrap();
-        assert_eq!(embedding.vectors(false, 8).unwrap().len(), 1);
-        assert_eq!(embedding.vectors(true, 16).unwrap().len(), 3);
+        assert_eq!(embedding.vectors(false).unwrap().len(), 1);
+        assert_eq!(embedding.vectors(true).unwrap().len(), 3);
+        assert!(embedding.fits(false, 8) && embedding.fits(true, 16) && !embedding.fits(true, 8));
 
         let (_dir, path) = written(&[("clip_l", rows(1, 8))]);
         let embedding = Embedding::open(&path).unwrap();
-        assert_eq!(embedding.vectors(true, 8).unwrap().len(), 1);
-        assert!(embedding.vectors(true, 16).is_none());
+        assert_eq!(embedding.vectors(true).unwrap().len(), 1);
+        assert!(embedding.fits(true, 8) && !embedding.fits(true, 16));
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub const MAX_PROMPT_BYTES: usize = 1 << 20;
 pub enum Token {
     /// A word of the vocabulary.
     Id(u32),
-    /// A vector of a textual inversion, as wide as the encoder.
+    /// A vector of a textual inversion; one that is not as wide as the encoder gives up its place, see [`Row::fitted`].
     Vector(Vec<f32>),
 }
 
@@ -35,6 +35,19 @@ pub struct Row {
     pub tokens: Vec<Token>,
     /// Exactly [`ROW`]; 1 is neutral.
     pub weights: Vec<f32>,
+    /// The token that fills rows up.
+    pub fill: u32,
+}
+
+impl Row {
+    /// The tokens for an encoder of this width, exactly [`ROW`]: vectors of another width are left out, what follows them moves
+    /// up, and the row is filled at its end. The weights stay where they are: so ComfyUI does.
+    pub fn fitted(&self, width: usize) -> Vec<Token> {
+        let fits = |token: &&Token| !matches!(token, Token::Vector(vector) if vector.len() != width);
+        let mut tokens: Vec<Token> = self.tokens.iter().filter(fits).cloned().collect();
+        tokens.resize(ROW, Token::Id(self.fill));
+        tokens
+    }
 }
 
 /// Finds the vectors of a textual inversion by the name written after `embedding:`.
@@ -198,6 +211,7 @@ impl RowBuilder {
         Row {
             tokens: self.tokens,
             weights: self.weights,
+            fill,
         }
     }
 }

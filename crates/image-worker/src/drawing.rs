@@ -90,7 +90,7 @@ fn give_embeddings(loaded: &mut Loaded, work: &Work, notes: &mut Vec<Metadata>) 
             [false, true]
                 .into_iter()
                 .zip(widths)
-                .any(|(big, width)| width.is_some_and(|width| embedding.vectors(big, width).is_some()))
+                .any(|(big, width)| width.is_some_and(|width| embedding.fits(big, width)))
         };
         let note = match &opened {
             Ok(embedding) if fits(embedding) => None,
@@ -104,7 +104,7 @@ fn give_embeddings(loaded: &mut Loaded, work: &Work, notes: &mut Vec<Metadata>) 
     }
     loaded.pipeline.embeddings = Box::new(move |name, big| {
         let (_, embedding) = known.iter().find(|(known, _)| known.eq_ignore_ascii_case(name))?;
-        embedding.vectors(big, widths[usize::from(big)]?)
+        embedding.vectors(big)
     });
 }
 

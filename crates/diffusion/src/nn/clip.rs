@@ -103,7 +103,8 @@ impl Clip {
     /// `layer` counts from the end, 1 being the last; more than there are means the last with the final norm on it, as
     /// ComfyUI has it. `norm` puts that norm on any layer.
     pub fn encode(&self, rows: &[Row], layer: usize, norm: bool) -> Result<Encoded> {
-        let mut x = self.embed(rows)?; // (rows, 77, d)
+        let rows: Vec<Vec<Token>> = rows.iter().map(|row| row.fitted(self.width())).collect();
+        let mut x = self.embed(&rows)?; // (rows, 77, d)
         let exists = (1..=self.layers.len()).contains(&layer);
         let wanted = self.layers.len() - if exists { layer } else { 1 };
         let mut hidden = x.clone();
@@ -119,11 +120,7 @@ impl Clip {
         let last = self.final_norm.forward(&x)?;
         let mut pooled = Vec::with_capacity(rows.len());
         for (i, row) in rows.iter().enumerate() {
-            let end = row
-                .tokens
-                .iter()
-                .position(|token| *token == Token::Id(END))
-                .unwrap_or(ROW - 1);
+            let end = row.iter().position(|token| *token == Token::Id(END)).unwrap_or(ROW - 1);
             pooled.push(last.get(i)?.narrow(0, end, 1)?); // (1, d)
         }
         let mut pooled = Tensor::cat(&pooled, 0)?; // (rows, d)
@@ -133,7 +130,7 @@ impl Clip {
         Ok(Encoded { hidden, pooled })
     }
 
-    fn embed(&self, rows: &[Row]) -> Result<Tensor> {
+    fn embed(&self, rows: &[Vec<Token>]) -> Result<Tensor> {
         let table = self.tokens.get();
         let (vocabulary, width) = table.dims2()?;
         let mut parts = Vec::new();
@@ -148,7 +145,7 @@ impl Clip {
                 }
                 Ok(())
             };
-            for token in &row.tokens {
+            for token in row {
                 match token {
                     Token::Id(id) if (*id as usize) < vocabulary => ids.push(*id),
                     Token::Id(id) => return Err(Error::Weights(format!("the vocabulary lacks token {id}"))),

@@ -1,6 +1,6 @@
 //! Token rows of hard prompts.
 
-use diffusion::tokens::{END, Embeddings, Row, Token, rows};
+use diffusion::tokens::{END, Embeddings, ROW, Row, Token, rows};
 use serde_json::{Value, json};
 
 use crate::fixtures::{self, Case};
@@ -61,4 +61,23 @@ fn a_hundred_thousand_characters_stay_within_bounds() {
     let rows = rows(&"a, ".repeat(33_000), END, &()).unwrap();
     assert!(rows.len() <= diffusion::tokens::MAX_ROWS);
     assert!(diffusion::tokens::rows(&"a".repeat(2 << 20), END, &()).is_err());
+}
+
+/// ComfyUI leaves such vectors out where the row becomes states, after its weights were set.
+#[test]
+fn vectors_of_another_width_give_up_their_place_and_the_weights_stay() {
+    struct Wide;
+    impl Embeddings for Wide {
+        fn find(&self, name: &str) -> Option<Vec<Vec<f32>>> {
+            (name == "wide").then(|| vec![vec![0.5; 32]; 2])
+        }
+    }
+    let row = rows("(embedding:wide:1.3) b (c:1.4)", END, &Wide).unwrap().remove(0);
+    assert_eq!(row.weights[..6], [1.0, 1.3, 1.3, 1.0, 1.4, 1.0]);
+    assert!(matches!(row.tokens[2], Token::Vector(_)) && row.tokens[5] == Token::Id(END));
+    assert_eq!(row.fitted(32), row.tokens);
+    let fitted = row.fitted(16);
+    assert_eq!(fitted.len(), ROW);
+    assert_eq!(fitted[1..3], row.tokens[3..5], "the words move up");
+    assert!(fitted[3..].iter().all(|token| *token == Token::Id(END)));
 }

@@ -89,7 +89,7 @@ fn run(options: &Options) -> Result<bool> {
             continue;
         }
         let done = if group == "stage" {
-            run_stage(options, &manifest, case, &mut models)
+            run_stage(options, case)
         } else {
             run_case(options, &manifest, case, &mut models).and_then(|tensors| save(options, case, tensors))
         };
@@ -149,29 +149,12 @@ fn save(options: &Options, case: &Value, tensors: Option<Tensors>) -> Result<()>
     Ok(())
 }
 
-fn run_stage(options: &Options, manifest: &Value, case: &Value, models: &mut Models) -> Result<()> {
+fn run_stage(options: &Options, case: &Value) -> Result<()> {
     let name = text(&case["files"]["json"]);
     let reference: Value = serde_json::from_slice(&read(&options.root.join(name))?)
         .map_err(|error| Error::Request(format!("{name}: {error}")))?;
-    let mut widths = HashMap::new();
-    for model in manifest["models"]
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(name, _)| name)
-    {
-        if let Some(pipeline) = models.get(options, manifest, model)? {
-            widths.insert(
-                model.clone(),
-                [false, true].map(|big| pipeline.model().token_width(big)),
-            );
-        }
-    }
     let folder = options.root.join("models/embeddings");
-    let find = |model: &str, name: &str, big: bool| {
-        let width = widths.get(model)?[usize::from(big)]?;
-        embedding(&folder, name)?.vectors(big, width)
-    };
+    let find = |name: &str, big: bool| embedding(&folder, name)?.vectors(big);
     match stage::table(text(&case["id"]), &reference, &find)? {
         Some(table) => stage::write(&options.out.join(name), &table),
         None => Ok(()),
@@ -245,8 +228,7 @@ fn load(options: &Options, manifest: &Value, name: &str) -> Result<Pipeline> {
     }
     let mut pipeline = Pipeline::load(&files, &Device::Cpu, overrides)?;
     let folder = options.root.join("models/embeddings");
-    let widths = [false, true].map(|big| pipeline.model().token_width(big));
-    pipeline.embeddings = Box::new(move |name, big| embedding(&folder, name)?.vectors(big, widths[usize::from(big)]?));
+    pipeline.embeddings = Box::new(move |name, big| embedding(&folder, name)?.vectors(big));
     Ok(pipeline)
 }
 

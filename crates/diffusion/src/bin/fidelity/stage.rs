@@ -11,8 +11,8 @@ use diffusion::{
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// Finds an inversion's vectors for a model: model, name, whether the big encoder asks.
-pub type Find<'a> = dyn Fn(&str, &str, bool) -> Option<Vec<Vec<f32>>> + 'a;
+/// Finds an inversion's vectors: its name, whether the big encoder asks.
+pub type Find<'a> = dyn Fn(&str, bool) -> Option<Vec<Vec<f32>>> + 'a;
 
 /// Our table `id` for the questions in the reference's table; `None` if there is no such table.
 pub fn table(id: &str, reference: &Value, find: &Find<'_>) -> Result<Option<Value>> {
@@ -156,13 +156,12 @@ fn levels(row: &Value) -> Value {
 
 struct Finder<'a> {
     find: &'a Find<'a>,
-    model: &'a str,
     big: bool,
 }
 
 impl Embeddings for Finder<'_> {
     fn find(&self, name: &str) -> Option<Vec<Vec<f32>>> {
-        (self.find)(self.model, name, self.big)
+        (self.find)(name, self.big)
     }
 }
 
@@ -175,7 +174,7 @@ fn tokens(row: &Value, find: &Find<'_>) -> Result<Value> {
     for encoder in row["batches"].as_object().into_iter().flatten().map(|(name, _)| name) {
         let big = encoder != "l";
         let fill = if big { 0 } else { END };
-        let got = rows(prompt, fill, &Finder { find, model, big })?;
+        let got = rows(prompt, fill, &Finder { find, big })?;
         batches.insert(encoder.clone(), got.iter().map(token_row).collect());
     }
     Ok(json!({"model": model, "prompt": prompt, "batches": batches}))
