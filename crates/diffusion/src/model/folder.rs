@@ -60,6 +60,12 @@ pub(super) fn add(weights: &mut Weights, folder: &Path, overrides: &mut Override
     overrides.heads = overrides.heads.or(heads);
     let scheduler = std::fs::read(folder.join("scheduler/scheduler_config.json")).unwrap_or_default();
     let scheduler: Value = serde_json::from_slice(&scheduler).unwrap_or_default();
+    if scheduler["_class_name"]
+        .as_str()
+        .is_some_and(|name| name.starts_with("EDM"))
+    {
+        return Err(edm());
+    }
     if scheduler["prediction_type"] == "v_prediction" {
         overrides.prediction = overrides.prediction.or(Some(Prediction::V));
     }
@@ -74,6 +80,13 @@ pub(super) fn add(weights: &mut Weights, folder: &Path, overrides: &mut Override
         weights.add_shards(&files("text_encoder_2")?, Part::Text("clip_g"))?;
     }
     Ok(())
+}
+
+/// Why a model of EDM's noise levels is refused: with Stable Diffusion's it would draw noise.
+pub(super) fn edm() -> Error {
+    Error::Weights(
+        "it was trained for EDM's noise levels, as Playground 2.5 and CosXL are, which are not supported".into(),
+    )
 }
 
 /// The files of one part: one, or the shards an index names. Where there are several variants, the plain one, then `fp16`,

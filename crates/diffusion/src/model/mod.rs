@@ -181,6 +181,10 @@ impl Model {
         if !complete {
             return Err(Error::Weights(format!("a text encoder of {family:?} is missing")));
         }
+        // Playground 2.5 and CosXL, by the marks that ComfyUI knows them by.
+        if weights.has("edm_mean") || weights.has("edm_vpred.sigma_max") {
+            return Err(folder::edm());
+        }
         sound::check(&weights, family)?;
         let prediction = match overrides.prediction {
             Some(prediction) => prediction,

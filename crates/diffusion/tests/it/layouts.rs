@@ -316,6 +316,14 @@ fn folders_with_shards_and_variants_give_the_picture_of_whole_files() {
     write_json(&unet.join("config.json"), &config);
     assert!(latent(&open().unwrap()) == reference);
 
+    std::fs::create_dir_all(root.join("scheduler")).unwrap();
+    let scheduler = root.join("scheduler/scheduler_config.json");
+    write_json(&scheduler, &json!({ "_class_name": "EDMDPMSolverMultistepScheduler" }));
+    let error = open().map(drop).unwrap_err().to_string();
+    assert!(error.contains("EDM's noise levels"), "{error}");
+    write_json(&scheduler, &json!({ "_class_name": "EulerDiscreteScheduler" }));
+    assert!(latent(&open().unwrap()) == reference);
+
     let index = unet.join("diffusion_pytorch_model.safetensors.index.json");
     for (bad, why) in [
         (
@@ -413,4 +421,10 @@ fn what_is_no_model_of_ours_is_refused_with_what_to_do() {
     }
     let error = refused(&refiner);
     assert!(error.contains("refiner"), "{error}");
+    for mark in ["edm_mean", "edm_vpred.sigma_max"] {
+        let mut model = parts();
+        model.insert(mark.to_owned(), zeros(Dtype::F32, &[1], 4));
+        let error = refused(&model);
+        assert!(error.contains("EDM's noise levels"), "{error}");
+    }
 }
