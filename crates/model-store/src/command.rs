@@ -21,7 +21,7 @@ pub enum ModelsCommand {
         #[arg(long)]
         all: bool,
     },
-    /// Fetch models; what is there already is left alone
+    /// Fetch models; what is there and right is left alone
     Pull {
         /// Names
         #[arg(required = true)]

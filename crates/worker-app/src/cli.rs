@@ -136,7 +136,7 @@ pub fn command<P: Program>() -> clap::Command {
              {name} finish           end without dropping a job\n\n\
              The API key is read from a systemd credential, a key file, HORDE_API_KEY or the configuration, never from \
              the command line.\n\
-             Exit codes: 0 ended well, 64 usage, 66 no model, 69 no device, 73 state directory, 75 another instance or \
+             Exit codes: 0 ended well, 1 something unforeseen, 64 usage, 66 no model, 69 no device, 73 state directory, 75 another instance or \
              none, 78 configuration."
         ))
 }

@@ -51,12 +51,7 @@ pub fn draw(frame: &mut Frame<'_>, file: &StatusFile) {
     boxed(frame, job_box, "Jobs", job_lines);
     boxed(frame, device_box, "Devices", devices(file));
     let event_rows = usize::from(event_box.height.saturating_sub(2));
-    let title = match (file.log_warnings, &file.log_file) {
-        (0, _) | (_, None) => "Events".to_owned(),
-        (1, Some(log)) => format!("Events · 1 warning in {}", printable(log)),
-        (several, Some(log)) => format!("Events · {several} warnings in {}", printable(log)),
-    };
-    let title = truncated(&title, usize::from(event_box.width.saturating_sub(4)));
+    let title = event_title(file, usize::from(event_box.width.saturating_sub(4)));
     boxed(frame, event_box, &title, events(file, event_rows));
     if message_rows > 0 {
         boxed(frame, message_box, "Messages from the Horde", messages);
@@ -71,6 +66,25 @@ pub fn draw(frame: &mut Frame<'_>, file: &StatusFile) {
         Paragraph::new(keys).style(Style::new().add_modifier(Modifier::DIM)),
         bottom,
     );
+}
+
+/// Where the log with warnings is, by its whole path where that fits.
+fn event_title(file: &StatusFile, n_chars: usize) -> String {
+    let warnings = match (file.log_warnings, &file.log_file) {
+        (0, _) | (_, None) => return "Events".to_owned(),
+        (1, _) => "1 warning".to_owned(),
+        (several, _) => format!("{several} warnings"),
+    };
+    let log = file.log_file.as_deref().unwrap_or_default();
+    let whole = format!("Events · {warnings} in {}", printable(log));
+    if whole.chars().count() <= n_chars {
+        return whole;
+    }
+    let name = log.rsplit('/').next().unwrap_or_default();
+    truncated(
+        &format!("Events · {warnings} in {} of the state directory", printable(name)),
+        n_chars,
+    )
 }
 
 /// Rows that `lines` take when they are broken at `width`; words may need some more.

@@ -14,16 +14,16 @@ pub fn control(name: &str, dir: &Path, order: Order) -> Result<String, Stop> {
     let taken = give(dir, order)?;
     let pid = taken.pid.map_or_else(String::new, |pid| format!(" (pid {pid})"));
     let what = match order {
-        Order::Pause {
-            for_s: Some(seconds), ..
-        } => {
-            format!(
-                "pauses for {} once it holds nothing, and frees its devices",
-                span(seconds as f64)
-            )
-        }
-        Order::Pause { for_s: None, .. } => {
-            format!("pauses until `{name} resume` once it holds nothing, and frees its devices")
+        Order::Pause { for_s, now } => {
+            let how_long = for_s.map_or_else(
+                || format!("until `{name} resume`"),
+                |seconds| format!("for {}", span(seconds as f64)),
+            );
+            if now {
+                format!("hands back what it holds, pauses {how_long} and frees its devices")
+            } else {
+                format!("pauses {how_long} once it holds nothing, and frees its devices")
+            }
         }
         Order::Resume => "serves again".to_owned(),
         Order::Finish => "takes nothing new, finishes what it holds and ends".to_owned(),

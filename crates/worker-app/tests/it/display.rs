@@ -129,6 +129,8 @@ fn an_idle_worker_says_why() {
     file.log_lines_dropped = 12;
     file.log_warnings = 2;
     insta::assert_snapshot!(drawn(&file, 80, 16));
+    file.log_file = Some(format!("/{}/worker.log", "state".repeat(20)));
+    assert!(drawn(&file, 80, 16).contains(" Events · 2 warnings in worker.log of the state directory "));
 }
 
 #[test]
