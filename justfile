@@ -79,7 +79,7 @@ bench-vision *args: (models "realesrgan-x4plus" "realesr-animevideov3" "u2netp" 
         cargo run -q -p vision --example bench-vision -- {{ args }}
 
 # Vision networks in their published sizes against the reference packages, with random weights (ten minutes): `just check-networks dat blip`
-check-networks *words: (models "realesrgan-x4plus" "retinaface-mobilenet0.25")
+check-networks *words: (models "realesrgan-x4plus" "realesrgan-x4plus-anime-6b" "realesr-animevideov3" "retinaface-mobilenet0.25")
     cargo build -q -p vision --example check-network
     crates/diffusion/examples/bench-diffusion/peers.sh crates/vision/tools/networks/check.sh {{ programs }}/examples/check-network {{ words }}
 

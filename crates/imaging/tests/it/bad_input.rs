@@ -127,6 +127,21 @@ fn a_file_that_breaks_off_is_an_error_and_never_a_grey_picture() {
     }
 }
 
+/// Long enough that a decoder could hand out the rows it has.
+#[test]
+fn a_webp_of_some_size_that_breaks_off_is_an_error() {
+    let noise = (0..200 * 150 * 3u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8);
+    let picture = imaging::Picture::from_rgb(200, 150, noise.collect()).unwrap();
+    let bytes = imaging::encode_webp(&picture, imaging::WebpOptions::default()).unwrap();
+    for len in (0..bytes.len() - 2).step_by(97).chain([bytes.len() - 2]) {
+        assert!(
+            decode(&bytes[..len], &Limits::image_job()).is_err(),
+            "{len} of {}",
+            bytes.len()
+        );
+    }
+}
+
 #[test]
 fn endless_jpeg_passes_are_refused() {
     let bytes = fixture("progressive.jpg");

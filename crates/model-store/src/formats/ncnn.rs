@@ -221,6 +221,18 @@ mod tests {
     }
 
     #[test]
+    fn an_odd_number_of_f16_weights_is_padded_to_four_bytes() {
+        let param = "7767517\n3 3\nInput in 0 1 a\nConvolution c 1 1 a b 0=1 1=1 6=3\nPReLU p 1 1 b c 0=1\n";
+        let mut bytes = TAG_F16.to_le_bytes().to_vec();
+        (1..=3).for_each(|n| bytes.extend(f16::from_f32(n as f32).to_le_bytes()));
+        bytes.extend([0xaa, 0xbb]);
+        bytes.extend(0.25f32.to_le_bytes());
+        let tensors = read_upscaler(param, &bytes).unwrap();
+        assert_eq!((tensors[0].shape(), tensors[0].bytes().len()), (&[1, 3, 1, 1][..], 6));
+        assert_eq!(tensors[1].bytes(), 0.25f32.to_le_bytes());
+    }
+
+    #[test]
     fn cut_longer_and_quantised_files_are_refused() {
         let good = bin();
         for cut in 0..good.len() {

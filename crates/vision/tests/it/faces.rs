@@ -1,9 +1,10 @@
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use imaging::Limits;
 use vision::Weights;
-use vision::face::{FaceDetector, FaceRestorer, RestoreSettings, restore_faces};
+use vision::face::{FaceDetector, FaceParser, FaceRestorer, RestoreSettings, restore_faces};
 
 use crate::fidelity::root;
+use crate::made_up;
 
 fn photo() -> imaging::Picture {
     let bytes = std::fs::read(root().join("cases/faces/face_256x224.png")).unwrap();
@@ -113,4 +114,45 @@ fn small_pictures_are_looked_at_larger_and_the_smallest_faces_are_left_alone() {
     assert!((3.0..5.0).contains(&apart), "{apart}");
     assert_eq!(repaired(&far, 0.1), far);
     assert_ne!(repaired(&framed(48, 42, 640), 0.1), framed(48, 42, 640));
+}
+
+/// A parser that takes every pixel for this class.
+fn parser(class: usize) -> FaceParser {
+    let mut tensors = made_up::case("faces/parsenet").0;
+    for (key, tensor) in &mut tensors {
+        if key.starts_with("out_mask_conv.") {
+            *tensor = tensor.zeros_like().unwrap();
+        }
+    }
+    let scores: Vec<f32> = (0..19).map(|n| if n == class { 1.0 } else { 0.0 }).collect();
+    tensors.insert(
+        "out_mask_conv.conv2d.bias".into(),
+        Tensor::new(scores, &Device::Cpu).unwrap(),
+    );
+    FaceParser::load(&Weights::from_tensors(tensors, &Device::Cpu)).unwrap()
+}
+
+#[test]
+fn only_what_is_face_is_laid_back_and_never_with_a_hard_edge() {
+    let path = root().join("models/alchemy/gfpgan_64.safetensors");
+    let restorer = || FaceRestorer::load(&Weights::open(&path, &Device::Cpu).unwrap()).unwrap();
+    let before = photo();
+    let repaired = |restorer: FaceRestorer| {
+        let settings = RestoreSettings::default();
+        restore_faces(&before, &detector(), &restorer, &settings, &mut |_, _| true).unwrap()
+    };
+    let (skin, hair) = (1, 17);
+    assert_eq!(repaired(restorer().with_parser(parser(hair))), before);
+    // Where all is face the square's own soft edge is left, but for the outermost pixels, which are never laid back.
+    let whole = repaired(restorer());
+    let apart = |other: &imaging::Picture| {
+        let steps = whole
+            .data()
+            .iter()
+            .zip(other.data())
+            .map(|(a, b)| f64::from(a.abs_diff(*b)));
+        steps.sum::<f64>() / whole.data().len() as f64
+    };
+    let (parsed, changed) = (apart(&repaired(restorer().with_parser(parser(skin)))), apart(&before));
+    assert!(parsed <= 0.01 * changed, "{parsed} of {changed}");
 }

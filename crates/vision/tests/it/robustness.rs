@@ -29,6 +29,11 @@ fn a_file_that_lies_about_its_header_is_refused() {
         let error = Weights::open(&path, &Device::Cpu).err().unwrap();
         assert!(matches!(error, VisionError::Unreadable { .. }), "{error}");
     }
+    // A header that is sound but for its length is not read at all.
+    let header = [b"{}".as_slice(), &vec![b' '; (17 << 20) - 2]].concat();
+    std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], &header].concat()).unwrap();
+    let error = Weights::open(&path, &Device::Cpu).err().unwrap().to_string();
+    assert!(error.contains("a header of 17825792 bytes"), "{error}");
 }
 
 #[test]

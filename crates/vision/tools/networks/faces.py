@@ -6,7 +6,7 @@ from spandrel.architectures.GFPGAN import GFPGAN
 from spandrel.architectures.RestoreFormer import RestoreFormer
 from spandrel_extra_arches.architectures.CodeFormer import CodeFormer
 from case import Case, cut, planes, sized, twice
-from weights import fill, kept, settle
+from weights import fill, kept, settle, wrapped
 
 
 def face(side=512):
@@ -26,13 +26,13 @@ def gfpgan():
     x = planes(face(), signed=True)
     # v1.3 and v1.4 carry their noise; the reference draws fresh noise unless told otherwise.
     run = lambda net, x: {"y": net(x, return_rgb=False, randomize_noise=False)[0]}
-    return Case("restorer", kept(net), {"x": x}, *twice(net, run, x))
+    return Case("restorer", wrapped(kept(net), "params_ema"), {"x": x}, *twice(net, run, x))
 
 
 def codeformer():
     net = fill(CodeFormer())
     x = planes(face(), signed=True)
-    return Case("restorer", kept(net), {"x": x}, *twice(net, lambda net, x: {"y": net(x, weight=0.5)[0]}, x))
+    return Case("restorer", wrapped(kept(net), "params_ema"), {"x": x}, *twice(net, lambda net, x: {"y": net(x, weight=0.5)[0]}, x))
 
 
 def restoreformer():
@@ -42,7 +42,7 @@ def restoreformer():
     )  # fmt: skip
     fill(net)
     x = planes(face(), signed=True)
-    return Case("restorer", kept(net), {"x": x}, *twice(net, lambda net, x: {"y": net(x)[0]}, x))
+    return Case("restorer", wrapped(kept(net), "params"), {"x": x}, *twice(net, lambda net, x: {"y": net(x)[0]}, x))
 
 
 def parsenet():
@@ -64,7 +64,7 @@ def retinaface(name):
         # Of two outcomes the second's share.
         return {"bounds": bounds[0], "scores": scores[0, :, 1].contiguous(), "landmarks": landmarks[0]}
 
-    return Case("detector", kept(net), {"picture": picture}, *twice(net, run, x))
+    return Case("detector", wrapped(kept(net), "module"), {"picture": picture}, *twice(net, run, x))
 
 
 CASES = {

@@ -1,17 +1,9 @@
 """Pictures enlarged in tiles against the same as a whole, in ours alone: real weights where a package carries them."""
-import os
-
-from safetensors.torch import load_file
 from case import cut
-from upscalers import dat2, fill, kept, real_plksr
+from upscalers import dat2, fill, kept, real, real_plksr
 
 #: Side of a tile, what neighbours share, and what each leaves out of it: the last two are the workers' own.
 TILING = [96, 48, 18]
-
-
-def real(name):
-    return load_file(os.path.join(os.environ["HORDE_WORKERS_MODELS"], "esrgan", name + ".safetensors"))
-
 
 #: Weights, picture, and the mean and largest difference of 255 that docs/PERFORMANCE.md states.
 CASES = {

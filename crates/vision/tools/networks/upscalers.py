@@ -1,5 +1,7 @@
 """Upscalers through spandrel (MIT): architecture, sizes and scale as the published files have them."""
-import torch
+import os
+
+from safetensors.torch import load_file
 from spandrel import ModelLoader
 from spandrel.architectures.Compact import Compact
 from spandrel.architectures.DAT import DAT
@@ -7,7 +9,14 @@ from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.PLKSR import RealPLKSR
 from spandrel.architectures.SPAN import SPAN
 from case import Case, cut, planes, twice
-from weights import fill, kept, renamed
+from weights import fill, kept, renamed, wrapped
+
+
+def real(name):
+    """Weights that a package carries, as the workers have them."""
+    tensors = load_file(os.path.join(os.environ["HORDE_WORKERS_MODELS"], "esrgan", name + ".safetensors"))
+    return {key: value.float() for key, value in tensors.items()}
+
 
 NEW_KEYS = (
     (r"^model\.1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.", r"body.\1.rdb\2.conv\3."),
@@ -26,12 +35,12 @@ MIDDLE_KEYS = (
 )
 
 
-def case(tensors, architecture, picture):
+def case(tensors, architecture, picture, wrapper=""):
     """spandrel finds the architecture by the keys of the file, as we do."""
     found = ModelLoader().load_from_state_dict(dict(tensors))
     assert found.architecture.id == architecture, found.architecture.id
     x = planes(picture)
-    return Case("upscaler", tensors, {"x": x}, *twice(found.model.eval(), lambda net, x: {"y": net(x)}, x))
+    return Case("upscaler", wrapped(tensors, wrapper), {"x": x}, *twice(found.model.eval(), lambda net, x: {"y": net(x)}, x))
 
 
 def rrdb(n_blocks, fold=1, names=(), seed=1):
@@ -69,8 +78,11 @@ def dat2():
 
 
 CASES = {
+    "RealESRGAN_x4plus, real weights": lambda: case(real("RealESRGAN_x4plus"), "ESRGAN", cut("astronaut", 180, 60, 64, 56)),
+    "RealESRGAN_x4plus_anime_6B, real weights": lambda: case(real("RealESRGAN_x4plus_anime_6B"), "ESRGAN", cut("astronaut", 180, 60, 96, 80)),
+    "realesr-animevideov3, real weights": lambda: case(real("realesr-animevideov3"), "Compact", cut("astronaut", 180, 60, 128, 96)),
     "RealESRGAN_x4plus (23 blocks)": lambda: case(rrdb(23, names=NEW_KEYS), "ESRGAN", cut("astronaut", 180, 60, 64, 56)),
-    "RealESRGAN_x2plus (folded)": lambda: case(rrdb(23, 2, NEW_KEYS), "ESRGAN", cut("astronaut", 180, 60, 96, 80)),
+    "RealESRGAN_x2plus (folded)": lambda: case(rrdb(23, 2, NEW_KEYS), "ESRGAN", cut("astronaut", 180, 60, 96, 80), "params_ema"),
     "RealESRGAN_x4plus_anime_6B": lambda: case(rrdb(6, names=NEW_KEYS), "ESRGAN", cut("chelsea", 100, 60, 96, 64)),
     "ESRGAN, old keys (NMKD, UltraSharp)": lambda: case(rrdb(23), "ESRGAN", cut("chelsea", 100, 60, 48, 64)),
     "ESRGAN, RRDB_trunk keys (BSRGAN)": lambda: case(rrdb(23, names=NEW_KEYS + MIDDLE_KEYS), "ESRGAN", cut("coffee", 200, 60, 48, 48)),

@@ -53,3 +53,8 @@ def renamed(tensors, *pairs):
         return key
 
     return {name(key): value for key, value in tensors.items()}
+
+
+def wrapped(tensors, wrapper):
+    """Below a name, as training scripts save their networks."""
+    return {f"{wrapper}.{key}": value for key, value in tensors.items()} if wrapper else tensors
