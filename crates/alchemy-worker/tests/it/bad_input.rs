@@ -96,7 +96,7 @@ fn refused_by_header() -> Vec<(&'static str, Vec<u8>, &'static str)> {
 }
 
 /// Addresses that are never asked.
-const ADDRESSES: [&str; 14] = [
+const ADDRESSES: [&str; 24] = [
     "file:///etc/passwd",
     "ftp://example.org/a.png",
     "data:image/png;base64,iVBORw0KGgo=",
@@ -111,6 +111,16 @@ const ADDRESSES: [&str; 14] = [
     "http://[::1]/a.png",
     "http://[::ffff:10.0.0.1]/a.png",
     "http://2130706433/a.png",
+    "http://0x7f.1/a.png",
+    "http://0177.0.0.1/a.png",
+    "http://0.0.0.0/a.png",
+    "http://100.64.0.1/a.png",
+    "http://172.16.0.1/a.png",
+    "http://[::]/a.png",
+    "http://[fd00::1]/a.png",
+    "http://[fe80::1]/a.png",
+    "http://[64:ff9b::7f00:1]/a.png",
+    "http://somebody:secret@127.0.0.1/a.png",
 ];
 
 /// Sound pictures that are unlike most: every form must take them.

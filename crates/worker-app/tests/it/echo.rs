@@ -75,9 +75,13 @@ impl Echo {
     }
 
     pub fn start(&self) -> Worker {
+        self.start_with(&[])
+    }
+
+    pub fn start_with(&self, args: &[&str]) -> Worker {
         let log = self.home.path().join("log");
         let child = self
-            .command(&["--log", "json"])
+            .command(&[&["--log", "json"], args].concat())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log).unwrap())
             .spawn()

@@ -215,3 +215,30 @@ fn the_supervisor_is_small() {
     let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     assert!(kib < 64 * 1024, "{kib} KiB resident");
 }
+
+#[test]
+fn f118_a_configuration_that_is_edited_broken_or_gone_while_the_worker_runs_changes_nothing_until_the_next_start() {
+    let hosted = Hosted::new();
+    let echo = hosted.echo();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("watched.toml");
+    std::fs::write(&file, "nsfw = true\n").unwrap();
+    let worker = echo.start_with(&["--config", &file.display().to_string()]);
+    let served = |n: u64| {
+        hosted.ask("hello");
+        echo.wait_for("a delivery", |status| status["status"]["totals"]["submitted"] == n);
+    };
+    served(1);
+    // Half written, replaced by renaming, and gone.
+    std::fs::write(&file, "worker_name = \"echo-te").unwrap();
+    served(2);
+    let beside = file.with_extension("new");
+    std::fs::write(&beside, "no_such_key = 1\n").unwrap();
+    std::fs::rename(&beside, &file).unwrap();
+    served(3);
+    std::fs::remove_file(&file).unwrap();
+    served(4);
+    assert_eq!(echo.output(&["finish"]).code, 0);
+    let (code, log) = worker.end();
+    assert_eq!(code, 0, "{log}");
+}
