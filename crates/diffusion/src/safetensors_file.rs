@@ -194,6 +194,9 @@ impl SafetensorsFile {
             .ok_or_else(|| Error::Weights(format!("`{name}` is not in `{}`", self.path.display())))?;
         let bytes = &self.map[self.data_start + entry.start..self.data_start + entry.end];
         let tensor = match entry.format {
+            Format::Candle(format @ (DType::F16 | DType::BF16)) if dtype == DType::F32 => {
+                widened(bytes, format, &entry.shape)?
+            }
             Format::Candle(format) => Tensor::from_raw_buffer(bytes, format, &entry.shape, &Device::Cpu)?,
             format => {
                 let table: Vec<f32> = (0..=255).map(|byte| widen(byte, format)).collect();
@@ -226,6 +229,18 @@ impl SafetensorsFile {
 /// A zip archive as `torch.save` writes it, or the pickle that older versions wrote.
 fn is_pickle(bytes: &[u8]) -> bool {
     bytes.starts_with(b"PK\x03\x04") || matches!(bytes, [0x80, 2..=5, ..])
+}
+
+/// Half-precision values as f32, a piece at a time: a whole copy beside the result would stay in the process as a hole of its
+/// size.
+fn widened(bytes: &[u8], format: DType, shape: &[usize]) -> Result<Tensor> {
+    const PIECE: usize = 2 << 20;
+    let mut values: Vec<f32> = Vec::with_capacity(bytes.len() / 2);
+    for piece in bytes.chunks(PIECE) {
+        let piece = Tensor::from_raw_buffer(piece, format, &[piece.len() / 2], &Device::Cpu)?;
+        values.extend(piece.to_dtype(DType::F32)?.to_vec1::<f32>()?);
+    }
+    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
 }
 
 fn widen(byte: u8, format: Format) -> f32 {
