@@ -117,9 +117,10 @@ async fn scribe_serves_through_a_real_llama_server_and_stops_popping_when_it_die
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_that_is_not_there_yet_is_waited_for_and_nothing_is_popped_meanwhile() {
-    let reserved = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let port = reserved.local_addr().expect("an address").port();
-    drop(reserved);
+    // Below the ports that the system gives out: llama-server shares a port with another one that got it meanwhile.
+    let first = 20_000 + (std::process::id() % 10_000) as u16;
+    let port = (first..32_000).find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    let port = port.expect("a free port");
     let (_horde, base) = Program::local_horde(&["--no-rate-limits"]).await.expect("a Horde");
     let requester = Requester::new(&base, CLIENT_KEY).expect("a client");
     let state = tempfile::tempdir().expect("a folder");
