@@ -1,28 +1,23 @@
 //! Jobs that no honest server gives, through the whole protocol: each is answered, and one engine lives through them all.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use e2e::demo::civitai::{self, MISFIT, OTHER_FAMILY, TORN, TORN_INVERSION, VERSION, WIDE_INVERSION};
 use e2e::demo::dreamer::{MODEL, settings};
 use e2e::demo::stage::start_worker;
-use e2e::listening::process_tree;
-use e2e::usage::most_bytes;
 use imaging::{Limits, Mask, Picture, encode_png, encode_png_mask};
+use local_horde::Horde;
 use local_horde::ledger::Fate;
-use local_horde::{Horde, Settings, http};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use test_support::merge;
 
+use crate::scripted::{self, Expected};
+
 /// Loading and drawing on two busy cores, with room.
 const PATIENCE: Duration = Duration::from_secs(240);
-/// All that the engine may hold at any time: the tiny model and pictures of 64×64 need a fraction of it.
-const MOST_BYTES: u64 = 1 << 30;
 
 /// What becomes of a job.
 #[derive(Debug, PartialEq)]
@@ -304,7 +299,7 @@ fn extras() -> Vec<Job> {
 }
 
 /// The text of an answer with this change. Texts that begin with `=` lose their quotes.
-pub(crate) fn answer(change: &Value, ids: &[String], uploads: &[String]) -> String {
+fn answer(change: &Value, ids: &[String], uploads: &[String]) -> String {
     let mut whole = json!({
         "payload": {
             "prompt": "a red circle", "ddim_steps": 1, "n_iter": ids.len(), "seed": "1", "sampler_name": "k_euler", "cfg_scale": 1.0,
@@ -320,6 +315,14 @@ pub(crate) fn answer(change: &Value, ids: &[String], uploads: &[String]) -> Stri
         text = text.replace(&format!("\"={token}\""), token);
     }
     text
+}
+
+/// Has one image pop answered with this change; the job's id.
+pub(crate) fn script(horde: &Horde, change: &Value) -> String {
+    let mut state = horde.state();
+    state
+        .script_image(1, |ids, uploads| answer(change, ids, uploads))
+        .remove(0)
 }
 
 /// What became of a generation; `None` while it is open.
@@ -344,13 +347,7 @@ pub(crate) fn ended(horde: &Horde, id: &str) -> Option<End> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_a_job_holds_it_is_answered_and_the_engine_lives() {
-    let horde = Horde::new(Settings {
-        rate_limits: false,
-        ..Settings::default()
-    });
-    let running = http::serve(horde.clone(), SocketAddr::from(([127, 0, 0, 1], 0)))
-        .await
-        .expect("a free port");
+    let (horde, running) = scripted::horde().await;
     let copy = civitai::serve().await.expect("a copy of the API");
     let jobs = [
         vec![params("a good job", json!({}))],
@@ -371,13 +368,12 @@ async fn whatever_a_job_holds_it_is_answered_and_the_engine_lives() {
         ],
     ];
     let jobs: Vec<Job> = jobs.into_iter().flatten().collect();
-    let ids: Vec<String> = jobs
+    let expected: Vec<_> = jobs
         .iter()
-        .map(|job| {
-            let mut state = horde.state();
-            state
-                .script_image(1, |ids, uploads| answer(&job.change, ids, uploads))
-                .remove(0)
+        .map(|job| Expected {
+            name: job.name,
+            id: script(&horde, &job.change),
+            end: &job.end,
         })
         .collect();
 
@@ -393,46 +389,6 @@ async fn whatever_a_job_holds_it_is_answered_and_the_engine_lives() {
     ];
     let usual = usual.iter().map(|(key, value)| (*key, value.as_str()));
     let environment: Vec<_> = usual.chain(more).collect();
-    let mut worker = start_worker("dreamer", &running.base(), folder.path(), &environment).expect("dreamer starts");
-    let pid = worker.pid().expect("it runs");
-    let engines = || -> BTreeSet<u32> { process_tree(pid).into_iter().filter(|one| *one != pid).collect() };
-
-    let until = Instant::now() + PATIENCE;
-    let mut at_first = None;
-    let mut wrong = Vec::new();
-    for (job, id) in jobs.iter().zip(&ids) {
-        let end = loop {
-            if let Some(end) = ended(&horde, id) {
-                break end;
-            }
-            assert!(
-                worker.ended().expect("it can be asked").is_none(),
-                "the worker ended at \"{}\"",
-                job.name
-            );
-            assert!(
-                Instant::now() < until,
-                "\"{}\" was not answered; before it: {wrong:?}",
-                job.name
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
-        at_first.get_or_insert_with(engines);
-        if end != job.end {
-            wrong.push(format!("\"{}\": {end:?} and not {:?}", job.name, job.end));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    let at_first = at_first.expect("there are jobs");
-    assert_eq!((at_first.len(), &at_first), (1, &engines()), "one engine did all of it");
-    let held = at_first
-        .iter()
-        .map(|one| most_bytes(*one).unwrap_or(0))
-        .max()
-        .unwrap_or(0);
-    assert!((1..MOST_BYTES).contains(&held), "the engine held {held} bytes");
-    worker.signal(Signal::SIGTERM).expect("it runs");
-    assert!(worker.wait(Duration::from_secs(60)).await.expect("it ends").success());
-    let summary = horde.state().ledger.summary();
-    assert_eq!((summary.open, summary.expired, summary.duplicates), (0, 0, 0));
+    let worker = start_worker("dreamer", &running.base(), folder.path(), &environment).expect("dreamer starts");
+    scripted::answered(&horde, worker, &expected, PATIENCE, ended).await;
 }

@@ -1,7 +1,6 @@
 //! Checkpoints that are damaged before the start or under the running worker: refused by name, handed back, and nobody else
 //! suffers.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,11 +8,12 @@ use std::time::{Duration, Instant};
 use e2e::demo::dreamer::{MODEL, settings};
 use e2e::demo::stage::start_worker;
 use e2e::programs::built;
-use local_horde::{Horde, Settings, WORKER_KEY, http};
+use local_horde::{Horde, WORKER_KEY, http};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::bad_jobs::{End, answer, ended};
+use crate::bad_jobs::{End, ended, script};
+use crate::scripted;
 
 /// Loading and drawing on two busy cores, with room.
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -100,31 +100,13 @@ fn a_damaged_checkpoint_is_refused_by_its_name_with_what_to_do() {
 
 /// A Horde that hands out these jobs in turn; their ids.
 async fn horde(jobs: &[Value]) -> (Horde, http::Running, Vec<String>) {
-    let horde = Horde::new(Settings {
-        rate_limits: false,
-        ..Settings::default()
-    });
-    let running = http::serve(horde.clone(), SocketAddr::from(([127, 0, 0, 1], 0)))
-        .await
-        .expect("a free port");
-    let ids = jobs.iter().map(|change| {
-        let mut state = horde.state();
-        state
-            .script_image(1, |ids, uploads| answer(change, ids, uploads))
-            .remove(0)
-    });
-    let ids = ids.collect();
+    let (horde, running) = scripted::horde().await;
+    let ids = jobs.iter().map(|change| script(&horde, change)).collect();
     (horde, running, ids)
 }
 
 async fn outcome(horde: &Horde, id: &str, until: Instant) -> End {
-    loop {
-        if let Some(end) = ended(horde, id) {
-            return end;
-        }
-        assert!(Instant::now() < until, "a job was not answered");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    scripted::outcome("a job", until, || ended(horde, id)).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -200,12 +182,7 @@ async fn a_checkpoint_damaged_under_the_running_worker_costs_its_own_jobs_and_no
     file.set_len(50_000).unwrap();
     for (model, is_sound) in [(SECOND, false), (MODEL, true), (SECOND, false), (MODEL, true)] {
         let change = json!({ "model": model });
-        let id = {
-            let mut state = horde.state();
-            state
-                .script_image(1, |ids, uploads| answer(&change, ids, uploads))
-                .remove(0)
-        };
+        let id = script(&horde, &change);
         let end = outcome(&horde, &id, until).await;
         let picture = horde.state().objects.look(&format!("{id}.webp")).cloned();
         // What lies in memory may be used on, if it is what it was.
@@ -220,8 +197,5 @@ async fn a_checkpoint_damaged_under_the_running_worker_costs_its_own_jobs_and_no
         );
         assert!(worker.ended().expect("it can be asked").is_none(), "the worker lives");
     }
-    worker.signal(Signal::SIGTERM).expect("it runs");
-    assert!(worker.wait(Duration::from_secs(60)).await.expect("it ends").success());
-    let summary = horde.state().ledger.summary();
-    assert_eq!((summary.open, summary.expired, summary.duplicates), (0, 0, 0));
+    scripted::drained(&horde, worker).await;
 }

@@ -1,23 +1,18 @@
 //! Text jobs that no honest server gives, through the whole protocol: each is answered, and one engine lives through them all.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use e2e::demo::scribe::MODEL;
 use e2e::demo::stage::start_worker;
-use e2e::listening::process_tree;
-use e2e::usage::most_bytes;
+use local_horde::Horde;
 use local_horde::ledger::Fate;
-use local_horde::{Horde, Settings, http};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use test_support::merge;
 
+use crate::scripted::{self, Expected};
+
 /// Loading and writing on two busy cores, with room.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// All that the engine may hold at any time: the plan for the demo model is below 0.6 GiB.
-const MOST_BYTES: u64 = 1 << 30;
 
 /// What becomes of a job.
 #[derive(Debug, PartialEq)]
@@ -215,61 +210,18 @@ fn ended(horde: &Horde, id: &str) -> Option<End> {
 
 /// Hands `jobs` to one scribe, one after the other, and expects of each what is to become of it.
 async fn serve(jobs: &[Job]) {
-    let horde = Horde::new(Settings {
-        rate_limits: false,
-        ..Settings::default()
-    });
-    let running = http::serve(horde.clone(), SocketAddr::from(([127, 0, 0, 1], 0)))
-        .await
-        .expect("a free port");
-    let ids: Vec<String> = jobs
+    let (horde, running) = scripted::horde().await;
+    let expected: Vec<_> = jobs
         .iter()
-        .map(|job| horde.state().script_text(|id| answer(&job.change, id)))
+        .map(|job| Expected {
+            name: &job.name,
+            id: horde.state().script_text(|id| answer(&job.change, id)),
+            end: &job.end,
+        })
         .collect();
-
     let folder = tempfile::tempdir().expect("a folder");
-    let mut worker = start_worker("scribe", &running.base(), folder.path(), &[]).expect("scribe starts");
-    let pid = worker.pid().expect("it runs");
-    let engines = || -> BTreeSet<u32> { process_tree(pid).into_iter().filter(|one| *one != pid).collect() };
-
-    let until = Instant::now() + PATIENCE;
-    let mut at_first = None;
-    let mut wrong = Vec::new();
-    for (job, id) in jobs.iter().zip(&ids) {
-        let end = loop {
-            if let Some(end) = ended(&horde, id) {
-                break end;
-            }
-            assert!(
-                worker.ended().expect("it can be asked").is_none(),
-                "the worker ended at \"{}\"",
-                job.name
-            );
-            assert!(
-                Instant::now() < until,
-                "\"{}\" was not answered; before it: {wrong:?}",
-                job.name
-            );
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        };
-        at_first.get_or_insert_with(engines);
-        if end != job.end {
-            wrong.push(format!("\"{}\": {end:?} and not {:?}", job.name, job.end));
-        }
-    }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    let at_first = at_first.expect("there are jobs");
-    assert_eq!((at_first.len(), &at_first), (1, &engines()), "one engine did all of it");
-    let held = at_first
-        .iter()
-        .map(|one| most_bytes(*one).unwrap_or(0))
-        .max()
-        .unwrap_or(0);
-    assert!((1..MOST_BYTES).contains(&held), "the engine held {held} bytes");
-    worker.signal(Signal::SIGTERM).expect("it runs");
-    assert!(worker.wait(Duration::from_secs(60)).await.expect("it ends").success());
-    let summary = horde.state().ledger.summary();
-    assert_eq!((summary.open, summary.expired, summary.duplicates), (0, 0, 0));
+    let worker = start_worker("scribe", &running.base(), folder.path(), &[]).expect("scribe starts");
+    scripted::answered(&horde, worker, &expected, PATIENCE, ended).await;
 }
 
 fn good(name: &str) -> Vec<Job> {

@@ -19,3 +19,4 @@ mod real_kobold;
 mod refusals;
 mod safety;
 mod scribe;
+mod scripted;

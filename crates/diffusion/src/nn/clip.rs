@@ -130,6 +130,7 @@ impl Clip {
         Ok(Encoded { hidden, pooled })
     }
 
+    /// Vectors must be as wide as this encoder ([`Row::fitted`]).
     fn embed(&self, rows: &[Vec<Token>]) -> Result<Tensor> {
         let table = self.tokens.get();
         let (vocabulary, width) = table.dims2()?;
@@ -149,17 +150,10 @@ impl Clip {
                 match token {
                     Token::Id(id) if (*id as usize) < vocabulary => ids.push(*id),
                     Token::Id(id) => return Err(Error::Weights(format!("the vocabulary lacks token {id}"))),
-                    Token::Vector(vector) if vector.len() == width => {
+                    Token::Vector(vector) => {
                         flush(&mut ids, &mut parts)?;
                         let vector = Tensor::from_vec(vector.clone(), (1, width), &Device::Cpu)?;
                         parts.push(vector.to_dtype(table.dtype())?.to_device(table.device())?);
-                    }
-                    Token::Vector(vector) => {
-                        let reason = format!("its vectors have {} values, the encoder takes {width}", vector.len());
-                        return Err(Error::Adapter {
-                            name: "embedding".into(),
-                            reason,
-                        });
                     }
                 }
             }

@@ -10,6 +10,8 @@
 
 mod peer;
 mod python;
+#[path = "../../tests/it/questions.rs"]
+mod questions;
 mod server;
 
 use std::time::Instant;

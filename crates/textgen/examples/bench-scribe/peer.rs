@@ -1,31 +1,17 @@
 //! Scribe's engine beside the same llama.cpp driven by a Python package, job by job in turn.
 
 use serde::Deserialize;
-use textgen::llama::{Flash, LlamaEngine, LlamaSettings};
-use textgen::sampler::Sampling;
+use textgen::llama::{Flash, LlamaEngine};
 use textgen::{NoWatch, TextEngine, TextError, TextRequest};
 
 use crate::cpu_seconds;
 use crate::python::{Package, Peer};
+use crate::questions::{CONTEXT, QUESTIONS, TOKENS, prompts, request, settings};
 
 const PACKAGE: Package = Package {
     name: "cyllama",
     version: "0.2.18",
 };
-const TOKENS: u32 = 48;
-const CONTEXT: u32 = 512;
-const QUESTIONS: [&str; 10] = [
-    "What is the capital of France?",
-    "Name three colours of the rainbow.",
-    "Why is the sky blue?",
-    "Write a short poem about the sea.",
-    "How many legs does a spider have?",
-    "Explain photosynthesis to a child.",
-    "What is the opposite of hot?",
-    "Tell me a story about a lighthouse keeper.",
-    "List the ingredients of pancakes.",
-    "What does a blacksmith do?",
-];
 
 /// What the comparison found.
 pub struct Beside {
@@ -48,28 +34,16 @@ pub struct Beside {
 pub fn beside(model: &str, flash_attention: Flash) -> Result<Beside, TextError> {
     let flash = if flash_attention == Flash::Off { "0" } else { "-1" };
     let mut peer = Peer::start(&PACKAGE, include_str!("peer.py"), &[model, &CONTEXT.to_string(), flash])?;
-    let settings = LlamaSettings {
-        slots: 1,
-        context_tokens: CONTEXT,
-        threads: 1,
-        prefill_tokens: CONTEXT,
-        flash_attention,
-        ..LlamaSettings::for_model(model)
-    };
-    let engine = LlamaEngine::load(settings, |_| true)?;
-    let prompts = QUESTIONS.map(|question| format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"));
+    let engine = LlamaEngine::load(settings(model, flash_attention), |_| true)?;
+    let prompts = prompts();
     let (mut our_tokens, mut our_cpu, mut their_tokens, mut their_cpu) = (0.0, 0.0, 0.0, 0.0);
     let mut identical = 0;
     // The first run of each warms caches and is not counted.
     engine.generate(TextRequest::new("Something else", 1, CONTEXT), &NoWatch)?;
     ask(&mut peer, "Something else", 1, None)?;
     for (question, prompt) in QUESTIONS.iter().zip(&prompts) {
-        let request = TextRequest {
-            sampling: Sampling::greedy(),
-            ..TextRequest::new(prompt.clone(), TOKENS, CONTEXT)
-        };
         let start = cpu_seconds();
-        let ours = engine.generate(request, &NoWatch)?;
+        let ours = engine.generate(request(prompt), &NoWatch)?;
         our_cpu += cpu_seconds() - start;
         our_tokens += f64::from(ours.tokens);
         let theirs = ask(&mut peer, prompt, TOKENS, None)?;

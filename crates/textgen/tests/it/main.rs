@@ -12,6 +12,7 @@ mod peer;
 #[cfg(feature = "llama")]
 mod plain_loop;
 mod plan;
+mod questions;
 mod real_backend;
 mod real_kobold;
 #[cfg(feature = "llama")]

@@ -9,28 +9,10 @@ use llama_cpp_2::llama_batch::LlamaBatch;
 use llama_cpp_2::model::LlamaModel;
 use llama_cpp_2::model::params::LlamaModelParams;
 use llama_cpp_2::token::LlamaToken;
-use textgen::llama::{Flash, LlamaEngine, LlamaSettings};
-use textgen::sampler::Sampling;
-use textgen::{NoWatch, TextEngine, TextRequest};
+use textgen::llama::{Flash, LlamaEngine};
+use textgen::{NoWatch, TextEngine};
 
-const CONTEXT: u32 = 512;
-const TOKENS: u32 = 48;
-const QUESTIONS: [&str; 10] = [
-    "What is the capital of France?",
-    "Name three colours of the rainbow.",
-    "Why is the sky blue?",
-    "Write a short poem about the sea.",
-    "How many legs does a spider have?",
-    "Explain photosynthesis to a child.",
-    "What is the opposite of hot?",
-    "Tell me a story about a lighthouse keeper.",
-    "List the ingredients of pancakes.",
-    "What does a blacksmith do?",
-];
-
-fn prompts() -> [String; 10] {
-    QUESTIONS.map(|question| format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"))
-}
+use crate::questions::{CONTEXT, TOKENS, prompts, request, settings};
 
 /// The texts of a plain loop. llama.cpp is set up for it alone, so no engine may be loaded before.
 fn plainly(flash: i32) -> Vec<String> {
@@ -74,21 +56,10 @@ fn best(logits: &[f32]) -> LlamaToken {
 
 fn greedy_texts_are_the_plain_loops(flash_attention: Flash, flash: i32) {
     let plain = plainly(flash);
-    let settings = LlamaSettings {
-        slots: 1,
-        context_tokens: CONTEXT,
-        threads: 1,
-        prefill_tokens: CONTEXT,
-        flash_attention,
-        ..LlamaSettings::for_model(crate::models::smollm2())
-    };
-    let engine = LlamaEngine::load(settings, |_| true).expect("the demo model");
+    let engine =
+        LlamaEngine::load(settings(crate::models::smollm2(), flash_attention), |_| true).expect("the demo model");
     for (prompt, plain) in prompts().iter().zip(&plain) {
-        let request = TextRequest {
-            sampling: Sampling::greedy(),
-            ..TextRequest::new(prompt.clone(), TOKENS, CONTEXT)
-        };
-        let ours = engine.generate(request, &NoWatch).expect("an answer").text;
+        let ours = engine.generate(request(prompt), &NoWatch).expect("an answer").text;
         assert_eq!(&ours, plain, "{prompt}");
     }
 }
