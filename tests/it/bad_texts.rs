@@ -244,9 +244,14 @@ async fn whatever_numbers_lists_and_prompts_a_text_job_holds_it_is_answered_and_
     serve(&jobs.into_iter().flatten().collect::<Vec<_>>()).await;
 }
 
-/// Fewer are handed back than an hour may have.
+/// Fewer are handed back than an hour may have, and a good job after each keeps the rests between them short.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_grammar_a_text_job_holds_it_is_answered_and_the_engine_lives() {
-    let jobs = [good("a good job"), grammars(), good("a good job at the end")];
-    serve(&jobs.into_iter().flatten().collect::<Vec<_>>()).await;
+    let mut jobs = good("a good job");
+    for job in grammars() {
+        let after = format!("a good job after {}", job.name);
+        jobs.push(job);
+        jobs.extend(good(&after));
+    }
+    serve(&jobs).await;
 }

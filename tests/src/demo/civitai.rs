@@ -122,6 +122,22 @@ struct Answer {
     bytes: Vec<u8>,
 }
 
+/// A file and the record that tells where it is, each at what is asked for it.
+fn answers(of_file: String, file: &[u8], of_record: String, record: &serde_json::Value) -> [Answer; 2] {
+    [
+        Answer {
+            asked: of_file,
+            kind: "application/octet-stream",
+            bytes: file.to_vec(),
+        },
+        Answer {
+            asked: of_record,
+            kind: "application/json",
+            bytes: record.to_string().into_bytes(),
+        },
+    ]
+}
+
 /// A version's record and its file.
 fn lora(host: &str, version: u64, family: &str, file: &[u8]) -> [Answer; 2] {
     let record = json!({
@@ -134,18 +150,8 @@ fn lora(host: &str, version: u64, family: &str, file: &[u8]) -> [Answer; 2] {
             "downloadUrl": format!("http://{host}/api/download/models/{version}"),
         }],
     });
-    [
-        Answer {
-            asked: format!("/api/download/models/{version} "),
-            kind: "application/octet-stream",
-            bytes: file.to_vec(),
-        },
-        Answer {
-            asked: format!("/api/v1/model-versions/{version} "),
-            kind: "application/json",
-            bytes: record.to_string().into_bytes(),
-        },
-    ]
+    let of_record = format!("/api/v1/model-versions/{version} ");
+    answers(format!("/api/download/models/{version} "), file, of_record, &record)
 }
 
 /// An inversion's record and its file.
@@ -154,18 +160,8 @@ fn inversion(host: &str, name: &str, file: &[u8]) -> [Answer; 2] {
         "url": format!("http://{host}/{name}.safetensors"),
         "sha256": Sha256::digest(file).encode_hex::<String>(),
     });
-    [
-        Answer {
-            asked: format!("/{name}.safetensors "),
-            kind: "application/octet-stream",
-            bytes: file.to_vec(),
-        },
-        Answer {
-            asked: format!("/api/v1/embedding/{name} "),
-            kind: "application/json",
-            bytes: converted.to_string().into_bytes(),
-        },
-    ]
+    let of_record = format!("/api/v1/embedding/{name} ");
+    answers(format!("/{name}.safetensors "), file, of_record, &converted)
 }
 
 /// Serves the records and files for as long as the program runs; gives the address of the API.

@@ -13,12 +13,17 @@ use crate::toy::ToyWork;
 type Toys = ChildDevice<ToyWork, String>;
 
 fn device(config: serde_json::Value) -> Arc<Toys> {
+    device_in(config, Some(Duration::from_secs(20)))
+}
+
+/// As [`device`], with this much time to load.
+fn device_in(config: serde_json::Value, load_timeout: Option<Duration>) -> Arc<Toys> {
     let command = ChildCommand {
         program: env!("CARGO_BIN_EXE_toy-engine").into(),
         args: Vec::new(),
         env: Vec::new(),
         config,
-        load_timeout: Some(Duration::from_secs(20)),
+        load_timeout,
     };
     Arc::new(ChildDevice::new("toy:0", command))
 }
@@ -222,14 +227,10 @@ async fn a_child_that_dies_while_loading_or_is_no_engine_is_told_as_failed() {
 
 #[tokio::test]
 async fn a_child_that_never_loads_is_ended_when_its_time_is_up() {
-    let command = ChildCommand {
-        program: env!("CARGO_BIN_EXE_toy-engine").into(),
-        args: Vec::new(),
-        env: Vec::new(),
-        config: serde_json::json!({ "load": "forever" }),
-        load_timeout: Some(Duration::from_millis(300)),
-    };
-    let device = Toys::new("toy:0", command);
+    let device = device_in(
+        serde_json::json!({ "load": "forever" }),
+        Some(Duration::from_millis(300)),
+    );
     device.start();
     let state = until(&device, |state| matches!(state, DeviceState::Failed(_))).await;
     assert_eq!(state, DeviceState::Failed("it did not load in time".to_owned()));
@@ -238,14 +239,7 @@ async fn a_child_that_never_loads_is_ended_when_its_time_is_up() {
 
 #[tokio::test]
 async fn a_child_without_a_time_limit_loads_for_as_long_as_it_takes() {
-    let command = ChildCommand {
-        program: env!("CARGO_BIN_EXE_toy-engine").into(),
-        args: Vec::new(),
-        env: Vec::new(),
-        config: serde_json::json!({ "load": "forever" }),
-        load_timeout: None,
-    };
-    let device = Toys::new("toy:0", command);
+    let device = device_in(serde_json::json!({ "load": "forever" }), None);
     device.start();
     until(&device, |state| matches!(state, DeviceState::Loading)).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
