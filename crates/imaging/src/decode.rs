@@ -2,9 +2,10 @@
 
 use std::io::Cursor;
 
+use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 
-use crate::{DecodeError, Format, Header, Picture, header, probe};
+use crate::{DecodeError, Format, Header, Picture, header, jpeg, probe};
 
 /// What a picture may cost before it is decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +67,18 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
     let header = probe(bytes)?;
     limits.check(&header)?;
     header::check_structure(bytes, header.format)?;
-    let format = header.format;
+    let (mut decoded, orientation) = match header.format {
+        Format::Jpeg => jpeg::decode(bytes, limits)?,
+        format => with_image(bytes, format, limits)?,
+    };
+    decoded.apply_orientation(orientation);
+    Ok(Picture::from_dynamic(decoded))
+}
+
+/// What an image of this format decodes to, as stored, and how it is to be turned.
+fn with_image(bytes: &[u8], format: Format, limits: &Limits) -> Result<(DynamicImage, Orientation), DecodeError> {
     let damaged = |source| match source {
-        image::ImageError::Limits(_) => DecodeError::TooCostly {
-            format,
-            reason: "it needs more memory than allowed",
-        },
+        image::ImageError::Limits(_) => DecodeError::of_memory(format),
         image::ImageError::IoError(ref e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
             DecodeError::Truncated { format }
         }
@@ -84,12 +91,9 @@ pub fn decode(bytes: &[u8], limits: &Limits) -> Result<Picture, DecodeError> {
     reader.limits(decoder_limits);
     let mut decoder = reader.into_decoder().map_err(damaged)?;
     // Damaged EXIF is no reason to refuse a picture.
-    let orientation = decoder
-        .orientation()
-        .unwrap_or(image::metadata::Orientation::NoTransforms);
-    let mut decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    decoded.apply_orientation(orientation);
-    Ok(Picture::from_dynamic(decoded))
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let decoded = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    Ok((decoded, orientation))
 }
 
 fn image_format(format: Format) -> ImageFormat {

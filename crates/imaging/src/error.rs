@@ -67,6 +67,14 @@ pub enum DecodeError {
     },
 }
 
+impl DecodeError {
+    /// Decoding would hold more than [`crate::Limits::max_alloc_bytes`].
+    pub(crate) fn of_memory(format: crate::Format) -> Self {
+        let reason = "it needs more memory than allowed";
+        Self::TooCostly { format, reason }
+    }
+}
+
 /// Why a picture did not become bytes.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {

@@ -4,8 +4,8 @@
 //!
 //! * [`decode`] reads PNG, JPEG, WebP or GIF (told by their first bytes, never by a name) within [`Limits`], which are
 //!   checked from the header before a pixel is decoded. The first frame of an animation is the picture, EXIF orientation
-//!   is applied once, CMYK, 16-bit, grey and palette pictures become 8-bit RGB or RGBA, and a file that breaks off is an
-//!   error, never a half-grey picture. [`probe`] reads format and size alone.
+//!   is applied once, CMYK, 16-bit, grey and palette pictures become 8-bit RGB or RGBA, and a file that breaks off or
+//!   cannot be followed to its end is an error, never a half-grey picture. [`probe`] reads format and size alone.
 //! * [`Picture`] is interleaved 8-bit RGB or RGBA, [`Mask`] is 8-bit grey. Both know their size; neither can be empty.
 //! * [`encode_webp`] (lossy, quality and method chosen, alpha kept) is what the Horde is sent; [`encode_png`] is for tools.
 //! * [`Picture::resized`] and [`Mask::resized`] resample as Pillow does (anti-aliased); [`Picture::clip_square`] is CLIP's
@@ -21,6 +21,7 @@ mod encode;
 mod error;
 mod header;
 mod hidden;
+mod jpeg;
 mod picture;
 mod planar;
 mod resample;

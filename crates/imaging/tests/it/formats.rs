@@ -58,6 +58,8 @@ fn lossy_flavours_decode_as_pillow_does() {
         "progressive.jpg",
         "grey.jpg",
         "cmyk.jpg",
+        "passes.jpg",
+        "restarts.jpg",
     ] {
         check(name, 1.0);
     }
