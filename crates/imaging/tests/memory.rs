@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use imaging::{DecodeError, Limits, Picture, decode};
 use proptest::prelude::*;
-use test_support::{Counting, alone, most_during};
+use test_support::{Counting, alone, longer_animation, most_during, png_chunk, png_head};
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -26,20 +26,6 @@ fn cost(bytes: &[u8]) -> (Result<Picture, DecodeError>, usize, Duration) {
     let begin = Instant::now();
     let (most, decoded) = most_during(|| decode(bytes, &Limits::image_job()));
     (decoded, most, begin.elapsed())
-}
-
-fn crc(bytes: &[u8]) -> u32 {
-    !bytes.iter().fold(!0u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
-            (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg())
-        })
-    })
-}
-
-fn chunk(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
-    let checked = [name, content].concat();
-    let len = (content.len() as u32).to_be_bytes();
-    [&len[..], &checked, &crc(&checked).to_be_bytes()].concat()
 }
 
 /// The first bytes of `rgb.png`, up to its pixels, and the rest.
@@ -81,9 +67,9 @@ fn bombs_beside_the_pixels_are_not_set_off() {
     let (head, rest) = png_parts();
     let bomb = zeros_deflated(320 << 20);
     let plain = decode(&fixture("rgb.png"), &Limits::image_job()).unwrap();
-    let profile = chunk(b"iCCP", &[b"p\0\0", &bomb[..]].concat());
-    let text = chunk(b"zTXt", &[b"Comment\0\0", &bomb[..]].concat());
-    let itext = chunk(b"iTXt", &[b"Comment\0\x01\0\0\0", &bomb[..]].concat());
+    let profile = png_chunk(b"iCCP", &[b"p\0\0", &bomb[..]].concat());
+    let text = png_chunk(b"zTXt", &[b"Comment\0\0", &bomb[..]].concat());
+    let itext = png_chunk(b"iTXt", &[b"Comment\0\x01\0\0\0", &bomb[..]].concat());
     for extra in [profile, text, itext] {
         let (decoded, most, took) = cost(&[&head[..], &extra, &rest].concat());
         assert!(most <= MOST_BYTES, "held {most} bytes");
@@ -93,8 +79,8 @@ fn bombs_beside_the_pixels_are_not_set_off() {
         }
     }
     // Pixels that inflate to more than the header says are those that the header says.
-    let pixels = chunk(b"IDAT", &bomb);
-    let (decoded, most, took) = cost(&[&head[..], &pixels, &chunk(b"IEND", b"")].concat());
+    let pixels = png_chunk(b"IDAT", &bomb);
+    let (decoded, most, took) = cost(&[&head[..], &pixels, &png_chunk(b"IEND", b"")].concat());
     assert!(most <= 8 << 20 && took <= MOST_TIME, "held {most} bytes, {took:?}");
     assert!(decoded.is_err() || decoded.is_ok_and(|p| (p.width(), p.height()) == (24, 16)));
 }
@@ -102,31 +88,8 @@ fn bombs_beside_the_pixels_are_not_set_off() {
 #[test]
 fn ten_thousand_frames_cost_no_more_than_the_first() {
     let _alone = alone();
-    let repeated = |bytes: &[u8], frame: std::ops::Range<usize>| {
-        let mut long = bytes[..frame.end].to_vec();
-        (0..10_000).for_each(|_| long.extend_from_slice(&bytes[frame.clone()]));
-        long.extend_from_slice(&bytes[frame.end..]);
-        long
-    };
-    let last = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).rposition(|w| w == what).unwrap();
-    let gif = fixture("animated.gif");
-    let png = fixture("animated.png");
-    let webp = fixture("animated.webp");
-    let mut long_webp = repeated(&webp, last(&webp, b"ANMF")..webp.len());
-    let riff = (long_webp.len() as u32 - 8).to_le_bytes();
-    long_webp[4..8].copy_from_slice(&riff);
-    let files = [
-        (
-            "animated.gif",
-            repeated(&gif, last(&gif, &[0x21, 0xf9, 4])..gif.len() - 1),
-        ),
-        (
-            "animated.png",
-            repeated(&png, last(&png, b"fcTL") - 4..last(&png, b"IEND") - 4),
-        ),
-        ("animated.webp", long_webp),
-    ];
-    for (name, long) in files {
+    for name in ["animated.gif", "animated.png", "animated.webp"] {
+        let long = longer_animation(&fixture(name), 10_000);
         let (decoded, most, took) = cost(&long);
         let first = decode(&fixture(name), &Limits::image_job()).unwrap();
         assert_eq!(decoded.unwrap(), first, "{name}");
@@ -175,8 +138,9 @@ proptest! {
             bytes[at] = value;
         }
         if keep_sums && name.ends_with("png") && bytes[12..16] == *b"IHDR" {
-            let sum = crc(&bytes[12..29]);
-            bytes[29..33].copy_from_slice(&sum.to_be_bytes());
+            let [width, height] = [16, 20].map(|at| u32::from_be_bytes(bytes[at..at + 4].try_into().unwrap()));
+            let head = png_head(width, height, bytes[24..29].try_into().unwrap());
+            bytes[29..33].copy_from_slice(&head[29..]);
         }
         let (decoded, most, took) = cost(&bytes);
         prop_assert!(most <= MOST_BYTES, "{name} held {most} bytes");

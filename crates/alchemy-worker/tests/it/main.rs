@@ -4,8 +4,10 @@
 mod backend;
 mod bad_input;
 mod configuration;
+mod crafted;
 mod engine;
 mod lanes;
 mod models;
+mod strange;
 mod verified;
 mod world;

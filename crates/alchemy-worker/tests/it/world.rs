@@ -27,6 +27,8 @@ pub const SOURCES: &str = "https://source.test/";
 pub struct Ended {
     pub state: String,
     pub result: Value,
+    /// The picture that was uploaded.
+    pub picture: Option<Vec<u8>>,
     /// Wall time and processor time of this process from the pop's answer to the submission.
     pub wall: Duration,
     pub cpu: Duration,
@@ -141,6 +143,35 @@ impl World {
         }
     }
 
+    /// A worker with a network for every form, once it asks for them all, and these forms.
+    pub async fn with_every_form(state: &Path, models: &Path, max_tiles: u32) -> (Self, Vec<String>) {
+        let mut settings = crate::models::settings(models);
+        settings.max_tiles = max_tiles;
+        let world = Self::start(state, vec![settings], max_tiles);
+        let limit = tokio::time::Instant::now() + Duration::from_secs(600);
+        loop {
+            let pop = world.between.pops.lock().expect("lock").last().cloned();
+            let forms = pop.and_then(|pop| pop["forms"].as_array().cloned()).unwrap_or_default();
+            // The Horde on this machine knows no annotation, which the worker finds out first.
+            if !forms.is_empty() && !forms.contains(&json!("annotation")) {
+                let names = forms.iter().filter_map(|form| form.as_str().map(str::to_owned));
+                return (world, names.collect());
+            }
+            assert!(
+                tokio::time::Instant::now() < limit,
+                "no pop: {:#?}",
+                world.status.borrow()
+            );
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+
+    /// Puts bytes where a made-up source lies.
+    pub fn source(&self, name: &str, bytes: Vec<u8>) {
+        let mut sources = self.between.sources.lock().expect("lock");
+        sources.insert(name.to_owned(), Bytes::from(bytes));
+    }
+
     /// Files one form on a made-up source.
     pub fn file(&self, form: &str, source: &str, payload: Value) -> String {
         let mut asked = json!({ "name": form });
@@ -155,10 +186,12 @@ impl World {
     pub async fn ended(&mut self, request: &str) -> Ended {
         let limit = tokio::time::Instant::now() + Duration::from_secs(7200);
         loop {
-            let id = {
+            let (id, picture) = {
                 let state = self.horde.state();
                 let of = state.requests.iter().find(|one| one.id == request);
-                of.and_then(|one| one.generations.first().cloned())
+                let id = of.and_then(|one| one.generations.first().cloned());
+                let key = id.as_ref().map(|id| format!("{id}.webp")).unwrap_or_default();
+                (id, state.objects.look(&key).cloned())
             };
             let ended = id
                 .as_ref()
@@ -170,6 +203,7 @@ impl World {
                 let status = self.status.borrow();
                 let event = status.events.iter().rev().find(|event| event.text.contains(&start));
                 ended.reason = event.map(|event| event.text.clone());
+                ended.picture = picture;
                 return ended;
             }
             assert!(
@@ -250,6 +284,7 @@ impl Between {
             cpu: cpu().saturating_sub(mark.cpu),
             grown_bytes: (status_kib("VmHWM") << 10).saturating_sub(mark.resident_bytes),
             reason: None,
+            picture: None,
         };
         self.ended.lock().expect("lock").entry(id.to_owned()).or_insert(ended);
     }
