@@ -22,6 +22,9 @@ pub struct Options {
     pub face_strength: f32,
     /// Beams of a caption, 1..=8.
     pub num_beams: usize,
+    /// Where it is asked for, a caption's tokens are drawn from the likeliest that together have this probability, above 0 and
+    /// below 1, instead of searched with beams.
+    pub top_p: Option<f32>,
     /// Fewest tokens of a caption, 0..=40.
     pub min_length: usize,
     /// Most tokens of a caption, 5..=60.
@@ -62,6 +65,7 @@ impl Default for Options {
         Self {
             face_strength: 0.5,
             num_beams: 3,
+            top_p: None,
             min_length: 5,
             max_length: 50,
             repetition_penalty: 1.0,
@@ -90,6 +94,7 @@ impl Options {
         Self {
             face_strength: part("facefixer_strength", defaults.face_strength, 0.0, 1.0),
             num_beams: whole("num_beams", defaults.num_beams, 1, 8),
+            top_p: number("top_p").map(|v| v as f32).filter(|v| *v > 0.0 && *v < 1.0),
             min_length: whole("min_length", defaults.min_length, 0, 40),
             max_length: whole("max_length", defaults.max_length, 5, 60),
             repetition_penalty: part("repetition_penalty", defaults.repetition_penalty, 1.0, 5.0),
@@ -132,6 +137,11 @@ mod tests {
                 ..Options::default()
             }
         );
+        assert_eq!(Options::read(&json!({ "top_p": 0.9 })).top_p, Some(0.9));
+        // All of it, or nothing, is no choice of tokens.
+        for top_p in [json!(1), json!(0), json!(-0.5), json!(1e-60), json!("0.9"), json!([])] {
+            assert_eq!(Options::read(&json!({ "top_p": top_p })).top_p, None, "{top_p}");
+        }
         assert_eq!(Options::read(&json!(null)), Options::default());
         assert_eq!(Options::read(&json!([1, 2])), Options::default());
     }

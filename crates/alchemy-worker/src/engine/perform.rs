@@ -1,5 +1,7 @@
 //! One form on one picture.
 
+use std::hash::{BuildHasher, RandomState};
+
 use imaging::{Picture, WebpOptions};
 use serde_json::{Map, Value, json};
 use vision::VisionError;
@@ -54,7 +56,7 @@ pub(super) fn perform(
     Ok(match task {
         Task::Caption(folder) => {
             let settings = CaptionSettings {
-                search: Search::Beams(options.num_beams),
+                search: search(options),
                 min_length: options.min_length,
                 max_length: options.max_length,
                 repetition_penalty: options.repetition_penalty,
@@ -130,10 +132,44 @@ fn ranked(found: Vec<(String, Vec<Tag>)>) -> Value {
     Value::Object(lists)
 }
 
+/// Who names a nucleus wants a sentence drawn, another one each time.
+fn search(options: &Options) -> Search {
+    match options.top_p {
+        Some(top_p) => Search::Nucleus {
+            top_p,
+            seed: RandomState::new().hash_one(()),
+        },
+        None => Search::Beams(options.num_beams),
+    }
+}
+
 fn fault(error: VisionError) -> Fault {
     match error {
         VisionError::Cancelled => Fault::of_job("cancelled"),
         error if error.is_of_request() => Fault::of_job(error.to_string()),
         error => Fault::of_worker(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nucleus_is_drawn_from_anew_each_time_and_beams_are_searched_without_one() {
+        let drawn = |top_p| {
+            search(&Options {
+                top_p,
+                ..Options::default()
+            })
+        };
+        let (Search::Nucleus { top_p, seed }, Search::Nucleus { seed: other, .. }) =
+            (drawn(Some(0.9)), drawn(Some(0.9)))
+        else {
+            panic!("a nucleus was asked for");
+        };
+        assert_eq!(top_p, 0.9);
+        assert_ne!(seed, other);
+        assert_eq!(drawn(None), Search::Beams(3));
     }
 }
