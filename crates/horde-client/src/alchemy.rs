@@ -152,7 +152,8 @@ impl JobKind for Alchemy {
             };
             jobs.push(PoppedJob {
                 generations,
-                model: None,
+                // What it does stands for the model in displays.
+                model: form.form.as_str().map(str::to_owned),
                 fault_model: None,
                 ttl: None,
                 payload,

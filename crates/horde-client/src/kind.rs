@@ -79,7 +79,7 @@ pub struct Popped<P> {
 pub struct PoppedJob<P> {
     /// One entry per result to make, in the server's order; never empty.
     pub generations: Vec<Generation>,
-    /// Model to run, where the kind has models.
+    /// Model to run, or what to do where the kind has no models.
     pub model: Option<String>,
     /// Model that a hand-back of this job names; `None` where its wire names none.
     pub fault_model: Option<String>,
