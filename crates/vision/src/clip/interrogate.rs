@@ -93,6 +93,9 @@ impl Interrogator {
         let total = lists.iter().map(|list| list.words.len()).sum();
         let mut done = 0;
         let mut placed = Vec::new();
+        if let Some(cache) = cache {
+            cache.forget_others(&lists);
+        }
         for list in lists {
             let before = done;
             let mut step = |words: usize| progress(before + words, total);

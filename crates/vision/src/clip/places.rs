@@ -34,6 +34,25 @@ impl PlaceCache {
             .all(|list| list.words.is_empty() || self.finished(list).is_file())
     }
 
+    /// Removes what was kept for other words or another network: nobody reads it again. Other files stay.
+    pub(super) fn forget_others(&self, lists: &[WordList]) {
+        let current: Vec<String> = lists.iter().map(|list| self.key(list)).collect();
+        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let part = |part: Option<&std::ffi::OsStr>| part.and_then(|part| part.to_str().map(str::to_owned));
+            let (Some(key), Some(kind)) = (part(path.file_stem()), part(path.extension())) else {
+                continue;
+            };
+            let digits = key.rsplit_once('-').map_or("", |(_, digits)| digits);
+            let is_ours = digits.len() == 16
+                && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+                && ["safetensors", "partial", "new"].contains(&kind.as_str());
+            if is_ours && !current.contains(&key) {
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+    }
+
     fn finished(&self, list: &WordList) -> PathBuf {
         self.folder.join(format!("{}.safetensors", self.key(list)))
     }
@@ -196,6 +215,27 @@ mod tests {
         ] {
             assert_ne!(key, other);
         }
+    }
+
+    #[test]
+    fn places_of_other_words_go_and_strange_files_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = PlaceCache {
+            folder: folder.path().to_owned(),
+            model: "a".into(),
+        };
+        let lists = [WordList::parse("tags", "red\nblue")];
+        let stale = WordList::parse("tags", "red");
+        let strange =
+            ["notes.txt", "tags.safetensors", "tags-0123456789abcdeg.safetensors"].map(|name| folder.path().join(name));
+        let current = [cache.finished(&lists[0]), cache.begun(&lists[0])];
+        let gone = [cache.finished(&stale), cache.begun(&stale)];
+        for path in strange.iter().chain(&current).chain(&gone) {
+            std::fs::write(path, b"x").unwrap();
+        }
+        cache.forget_others(&lists);
+        assert!(strange.iter().chain(&current).all(|path| path.is_file()));
+        assert!(gone.iter().all(|path| !path.exists()));
     }
 
     #[test]
