@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 fn alchemist(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_alchemist"))
@@ -82,4 +83,47 @@ fn doctor_of_a_new_user_tells_forms_without_files_in_one_line_and_named_ones_eac
     let named = told("vectorize,nsfw");
     assert!(named.contains("warn  nsfw: not offered: "), "{named}");
     assert!(named.contains("hint: `alchemist models pull open-nsfw`"), "{named}");
+}
+
+#[test]
+fn setup_without_questions_proposes_what_a_processor_can_do_and_run_takes_what_it_wrote() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let nowhere = ["--horde-url", "http://127.0.0.1:9/api"];
+    let say = |verb: &[&str]| alchemist(folder.path(), &[verb, &nowhere[..]].concat());
+    let setup = say(&["setup", "--yes", "--name", "a test of alchemist"]);
+    let said = String::from_utf8_lossy(&setup.stdout);
+    assert!(setup.status.success(), "{setup:?}");
+    let text = std::fs::read_to_string(folder.path().join(".config/horde-workers/alchemist.toml"));
+    let text = text.expect("the configuration was written");
+    let forms = text.lines().find(|line| line.starts_with("forms = ")).expect("forms");
+    // The least a machine of one core and 2 GiB gets; the quick ones need no file, so it serves before anything is fetched.
+    for form in ["vectorize", "annotation", "nsfw", "strip_background"] {
+        assert!(forms.contains(&format!("\"{form}\"")), "{form}: {forms}");
+    }
+    let pull = said
+        .lines()
+        .find(|line| line.contains("`alchemist models pull "))
+        .expect("what to fetch");
+    assert!(pull.contains(" open-nsfw") && pull.contains(" u2netp"), "{pull}");
+
+    let mut run = Command::new(env!("CARGO_BIN_EXE_alchemist"))
+        .args([&["run", "--log", "text"], &nowhere[..]].concat())
+        .env_clear()
+        .env("HOME", folder.path())
+        .env("HORDE_API_KEY", "a-key-of-nobody-at-all")
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .expect("the binary starts");
+    let limit = Instant::now() + Duration::from_secs(60);
+    let status = loop {
+        let status = String::from_utf8_lossy(&say(&["status"]).stdout).into_owned();
+        if status.contains("device light: ready") || Instant::now() > limit {
+            break status;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    };
+    let stopped = say(&["stop"]).status;
+    let ended = run.wait().expect("it can be waited for");
+    assert!(status.contains("device light: ready"), "{status}");
+    assert!(stopped.success() && ended.success(), "{stopped} {ended}");
 }

@@ -1,7 +1,8 @@
 //! The supervisor's half: what to pop for, how a source is fetched, what is handed in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +20,7 @@ use worker_runtime::backend::{Backend, EngineReport, Fault, Finished, NothingToO
 
 use crate::forms::ANNOTATORS;
 use crate::pace::{self, Pace};
+use crate::turns::turn;
 use crate::work::{Options, Output, Work};
 
 /// What a backend is made of.
@@ -40,6 +42,8 @@ pub struct AlchemyBackend {
     client: Client,
     /// Forms that the Horde said it does not know.
     unknown: Mutex<BTreeSet<String>>,
+    /// Pops that were offered, for turns.
+    n_offered: AtomicUsize,
 }
 
 /// A form whose source is still to be fetched.
@@ -64,7 +68,12 @@ impl AlchemyBackend {
             settings,
             client,
             unknown: Mutex::default(),
+            n_offered: AtomicUsize::new(0),
         }
+    }
+
+    fn unknown(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.unknown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -85,12 +94,12 @@ impl Backend for AlchemyBackend {
         for (form, pace) in engines.iter().flat_map(forms_of) {
             // Where several do it, the slowest must be able to.
             let slowest = forms.entry(form).or_insert(pace);
-            if pace.seconds > slowest.seconds {
+            if pace.seconds(1.0) > slowest.seconds(1.0) {
                 *slowest = pace;
             }
         }
         {
-            let unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+            let unknown = self.unknown();
             forms.retain(|form, _| !unknown.contains(form));
         }
         if forms.is_empty() {
@@ -103,18 +112,19 @@ impl Backend for AlchemyBackend {
             return Err(NothingToOffer(why.into()));
         }
         let threads: usize = engines.iter().map(|engine| engine.capacity).sum();
-        let fits_lease = forms.values().map(Pace::most_tiles).min().unwrap_or(1);
+        let n = self.n_offered.fetch_add(1, Ordering::Relaxed);
+        let (forms, max_tiles) = turn(&forms, self.settings.max_tiles, n);
         Ok(PopRequest {
             name: self.settings.name.clone(),
-            annotation_types: if forms.contains_key(Form::Annotation.as_str()) {
+            annotation_types: if forms.contains(&Form::Annotation.as_str()) {
                 ANNOTATORS.map(str::to_owned).to_vec()
             } else {
                 Vec::new()
             },
-            forms: forms.keys().map(|form| Form::from(form.as_str())).collect(),
+            forms: forms.into_iter().map(Form::from).collect(),
             amount: Some(free.clamp(1, MAX_AMOUNT) as u32),
             threads: Some(threads.clamp(1, 100) as u32),
-            max_tiles: Some(self.settings.max_tiles.min(fits_lease).max(1)),
+            max_tiles: Some(max_tiles),
             bridge_agent: Some(self.settings.bridge_agent.clone()),
             priority_usernames: self.settings.priority_usernames.clone(),
             ..PopRequest::default()
@@ -166,20 +176,24 @@ impl Backend for AlchemyBackend {
         engine.facts["forms"].get(&work.form).is_some()
     }
 
-    /// A Horde that does not know one form refuses the whole pop: it is asked without that form from then on.
+    /// A Horde that does not know one form refuses the whole pop: it is asked without that form from then on. One that does
+    /// not say what it refuses is asked without `annotation`, which is newer than all others.
     fn pop_refused(&self, request: &PopRequest, error: &ApiError) -> bool {
-        let Some(at) = error.refused_item("forms") else {
+        let named = error.refused_item("forms").and_then(|at| request.forms.get(at));
+        let newest = || request.forms.iter().find(|form| **form == Form::Annotation);
+        let Some(form) = named.or_else(newest) else {
             return false;
         };
-        let Some(form) = request.forms.get(at) else {
-            return false;
-        };
-        tracing::warn!(
-            form = form.as_str(),
-            "the Horde does not know this form; it is not offered any more"
-        );
-        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-        unknown.insert(form.as_str().to_owned())
+        // Today's Hordes do not know that one, which is nobody's mistake.
+        if *form == Form::Annotation {
+            tracing::info!("the Horde does not know annotation yet; it is asked without it");
+        } else {
+            tracing::warn!(
+                form = form.as_str(),
+                "the Horde does not know this form; it is not offered any more"
+            );
+        }
+        self.unknown().insert(form.as_str().to_owned())
     }
 
     async fn check(&self, output: Output) -> Result<Finished<Submission>, Fault> {

@@ -19,7 +19,7 @@ pub struct Config {
     pub nsfw_threshold: f64,
     /// Serve `palette`, `describe` and `aesthetic` too, whose results no document of the Horde describes.
     pub unconfirmed: bool,
-    /// Serve `annotation` too, where the Horde knows it.
+    /// Serve `annotation` where the Horde knows it; one that does not is asked without it from then on.
     pub annotation: bool,
 }
 
@@ -31,7 +31,7 @@ impl Default for Config {
             threads: 1,
             nsfw_threshold: 0.8,
             unconfirmed: false,
-            annotation: false,
+            annotation: true,
         }
     }
 }

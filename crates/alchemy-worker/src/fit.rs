@@ -25,6 +25,8 @@ pub struct Needs {
     tera_operations: f64,
     /// Bytes of its weights as f32, and of work beside them.
     memory_bytes: u64,
+    /// Whether that grows with the picture.
+    pub is_per_tile: bool,
     /// Names for `models pull`; none where it needs no file, or where no address is known.
     pub models: &'static [&'static str],
     /// What it does, for people.
@@ -47,6 +49,7 @@ impl Needs {
         let needs = |tera_operations: f64, mib: u64, models: &'static [&'static str], about: &'static str| Self {
             tera_operations,
             memory_bytes: mib * MIB,
+            is_per_tile: !matches!(form, Form::Caption | Form::Interrogation | Form::Nsfw | Form::Aesthetic),
             models,
             about,
         };
@@ -152,10 +155,14 @@ mod tests {
     use model_store::reference::local;
 
     use super::*;
-    use crate::forms::{KNOWN, Wanted};
+    use crate::config::Config;
+    use crate::forms::KNOWN;
 
     fn fits(has_card: bool, cores: usize, gib: u64) -> Vec<Form> {
-        let forms: Vec<Form> = KNOWN.into_iter().filter(|form| Wanted::default().has(form)).collect();
+        let forms: Vec<Form> = KNOWN
+            .into_iter()
+            .filter(|form| Config::default().wanted().has(form))
+            .collect();
         let machine = Machine {
             has_card,
             cores,
@@ -190,7 +197,7 @@ mod tests {
         assert!(tiny.contains(&Form::Nsfw) && !tiny.contains(&Form::Caption), "{tiny:?}");
         assert!(tiny.len() >= 2);
         let large = fits(true, 8, 32);
-        assert_eq!(large.len(), KNOWN.len() - 4, "{large:?}");
+        assert_eq!(large.len(), KNOWN.len() - 3, "{large:?}");
         let small_card = fits(true, 8, 4);
         assert!(small_card.len() < large.len() && small_card.contains(&Form::Nsfw));
     }

@@ -221,21 +221,20 @@ impl Program for Alchemist {
     }
 
     fn choices_on(context: &Context<Self>, device: &str, found: &[DeviceFound]) -> Vec<Choice> {
+        let wanted = Config::default().wanted();
         let machine = machine(found.iter().find(|one| one.name == device || device == "auto"));
-        let forms: Vec<Form> = forms::KNOWN
-            .into_iter()
-            .filter(|form| Wanted::default().has(form))
-            .collect();
+        let forms: Vec<Form> = forms::KNOWN.into_iter().filter(|form| wanted.has(form)).collect();
         let proposed = fit::proposed(&forms, &machine);
-        let (_, missing) = forms::installed(&Wanted::default(), &context.models_dir);
+        let (_, missing) = forms::installed(&wanted, &context.models_dir);
         let choice = |form: &Form| {
             let needs = Needs::of(form);
             let lacks = missing.iter().any(|(absent, _)| absent == form);
             let state = if lacks { "to be fetched" } else { "ready" };
             let seconds = needs.seconds(&machine);
+            let of = if needs.is_per_tile { "tile" } else { "picture" };
             Choice {
                 name: form.as_str().into(),
-                description: format!("{}, about {seconds:.1} s a tile here, {state}", needs.about),
+                description: format!("{}, about {seconds:.1} s a {of} here, {state}", needs.about),
                 is_proposed: proposed.contains(form),
             }
         };

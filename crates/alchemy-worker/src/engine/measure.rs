@@ -13,7 +13,8 @@ use crate::forms::Task;
 use crate::pace::{self, Pace};
 use crate::work::Options;
 
-/// Sides of the made-up picture: an upscaler's whole tile takes minutes on a processor.
+/// Sides of the made-up pictures: an upscaler's whole tile takes minutes on a processor.
+const TINY: u32 = 32;
 const SMALL: u32 = 128;
 const MIDDLE: u32 = 256;
 /// No measurement goes on for longer; what it found until then is the least the form takes.
@@ -35,10 +36,15 @@ pub(super) fn open_all(shared: &Shared) {
             Ok(pace) if pace.most_tiles() == 0 && !shared.settings.is_named => tracing::warn!(
                 "{form} is not offered: it takes {:.0} s here and the Horde gives {:.0} s; name it in `alchemist.forms` \
                  to serve it for small pictures",
-                pace.seconds,
+                pace.seconds(1.0),
                 pace::LEASE_SECONDS
             ),
             Ok(pace) => {
+                tracing::info!(
+                    "{form} is offered: {:.1} s for a tile, sources of up to {} tiles",
+                    pace.seconds(1.0),
+                    pace.most_tiles().clamp(1, shared.settings.max_tiles)
+                );
                 shared.open().insert(form.clone(), pace);
             }
             Err(fault) if shared.is_leaving.load(Ordering::Relaxed) => drop(fault),
@@ -77,37 +83,50 @@ fn open(shared: &Shared, form: &str, task: &Task) -> Result<Pace, Fault> {
     Ok(pace)
 }
 
+/// Of a tiny picture, and of a larger one where that takes longer.
 fn measure(shared: &Shared, task: &Task) -> Result<Pace, Fault> {
-    let side = if matches!(task, Task::Upscale(_)) {
-        SMALL
+    let timed = |side: u32| -> Result<Timed, Fault> {
+        let picture = made_up(side);
+        let source = Source {
+            picture: &picture,
+            format: "PNG",
+        };
+        let until = Until::new(&shared.is_leaving);
+        let done = perform(task, &shared.networks, &source, &Options::default(), &until);
+        let seconds = until.since.elapsed().as_secs_f64();
+        match done {
+            Err(fault) if !until.is_over() => Err(fault),
+            done => Ok(Timed {
+                seconds,
+                tiles: pace::tiles(side, side),
+                is_whole: done.is_ok(),
+            }),
+        }
+    };
+    // Reading weights is no part of a form's pace: the first picture has them read.
+    timed(TINY)?;
+    let tiny = timed(TINY)?;
+    let mut pace = if !task.is_per_tile() {
+        Pace {
+            base_seconds: tiny.seconds,
+            tile_seconds: 0.0,
+        }
+    } else if tiny.is_whole {
+        let larger = timed(if matches!(task, Task::Upscale(_)) {
+            SMALL
+        } else {
+            MIDDLE
+        })?;
+        Pace::through((tiny.seconds, tiny.tiles), (larger.seconds, larger.tiles))
     } else {
-        MIDDLE
+        // Not even that was done in time: at least so long for each such piece.
+        Pace {
+            base_seconds: 0.0,
+            tile_seconds: tiny.seconds / tiny.tiles,
+        }
     };
-    let picture = made_up(side);
-    let tiles = pace::tiles(side, side);
-    let options = Options::default();
-    let source = Source {
-        picture: &picture,
-        format: "PNG",
-    };
-    // Reading weights is no part of a form's pace: a tiny picture has them read.
-    let warm = made_up(32);
-    let warm = Source {
-        picture: &warm,
-        format: "PNG",
-    };
-    perform(task, &shared.networks, &warm, &options, &Until::new(&shared.is_leaving))?;
-    let until = Until::new(&shared.is_leaving);
-    let started = Instant::now();
-    let done = perform(task, &shared.networks, &source, &options, &until);
-    let took = started.elapsed().as_secs_f64();
-    match done {
-        Err(fault) if !until.is_over() => return Err(fault),
-        _ => {}
-    }
-    let mut seconds = if task.is_per_tile() { took / tiles } else { took };
     if let Task::Faces { restorer, parser, .. } = task {
-        // The made-up picture has no face; a tile is taken to have one.
+        // The made-up picture has no face. A picture is taken to have one, and one more every second tile.
         let restorer = shared.networks.restorer(restorer, parser.as_deref())?;
         let side = restorer.side() as u32;
         let face = Planar::new(3, side, side, vec![0.1; (side * side * 3) as usize]);
@@ -116,12 +135,19 @@ fn measure(shared: &Shared, task: &Task) -> Result<Pace, Fault> {
             // Made-up weights may give no numbers; the time is the same.
             let _ = restorer.repair(&face);
         }
-        seconds += started.elapsed().as_secs_f64();
+        let seconds = started.elapsed().as_secs_f64();
+        pace.base_seconds += seconds;
+        pace.tile_seconds += seconds / 2.0;
     }
-    Ok(Pace {
-        seconds,
-        per_tile: task.is_per_tile(),
-    })
+    Ok(pace)
+}
+
+/// One measurement.
+struct Timed {
+    seconds: f64,
+    tiles: f64,
+    /// Whether the picture was done, and not given up after [`LONGEST`].
+    is_whole: bool,
 }
 
 /// Slopes, stripes and grain: no form finds it trivial.

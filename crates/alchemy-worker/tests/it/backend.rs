@@ -5,8 +5,9 @@ use alchemy_worker::work::Output;
 use async_trait::async_trait;
 use bytes::Bytes;
 use horde_client::Client;
-use horde_client::alchemy::{Alchemy, Payload, PopResponse};
+use horde_client::alchemy::{Alchemy, Form, Payload, PopResponse};
 use horde_client::client::ClientConfig;
+use horde_client::error::{ApiError, ErrorClass};
 use horde_client::kind::{JobKind, PoppedJob};
 use horde_client::transport::{Request, RequestClass, Response, Transport, TransportError};
 use serde_json::json;
@@ -60,7 +61,7 @@ fn a_pop_names_the_forms_of_all_engines_and_none_else() {
     let report = |forms: &[(&str, f64)]| EngineReport {
         capacity: 2,
         facts: json!({ "forms": forms.iter().map(|(form, seconds)| {
-            ((*form).to_owned(), json!({ "seconds": seconds, "per_tile": true }))
+            ((*form).to_owned(), json!({ "base_seconds": 0.0, "tile_seconds": seconds }))
         }).collect::<serde_json::Map<_, _>>() }),
     };
     let backend = backend(b"");
@@ -79,6 +80,33 @@ fn a_pop_names_the_forms_of_all_engines_and_none_else() {
         (Some(3), Some(4), Some(1))
     );
     assert!(backend.offer(&[report(&[])], 1).is_err());
+}
+
+#[test]
+fn a_horde_that_does_not_say_what_it_refuses_is_asked_without_annotation_once() {
+    let report = EngineReport {
+        capacity: 1,
+        facts: json!({ "forms": {
+            "annotation": { "base_seconds": 0.1, "tile_seconds": 0.0 }, "nsfw": { "base_seconds": 0.1, "tile_seconds": 0.0 },
+        } }),
+    };
+    let backend = backend(b"");
+    let error = ApiError::Refused {
+        status: http::StatusCode::BAD_REQUEST,
+        rc: None,
+        message: "Bad Request".into(),
+        fields: Vec::new(),
+        class: ErrorClass::BadRequest,
+    };
+    let request = backend.offer(std::slice::from_ref(&report), 1).unwrap();
+    assert_eq!(request.annotation_types, ["canny", "scribble"]);
+    assert!(backend.pop_refused(&request, &error));
+    let request = backend.offer(&[report], 1).unwrap();
+    assert!(
+        request.annotation_types.is_empty() && request.forms == [Form::Nsfw],
+        "{request:?}"
+    );
+    assert!(!backend.pop_refused(&request, &error));
 }
 
 #[test]

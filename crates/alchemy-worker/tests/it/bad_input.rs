@@ -93,8 +93,10 @@ fn refused_by_header() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     rows
 }
 
-/// Addresses that are never asked.
-const ADDRESSES: [&str; 24] = [
+/// Addresses that give no picture; but for the first, nobody is asked.
+const ADDRESSES: [&str; 25] = [
+    // Nothing is there (404).
+    "https://source.test/gone",
     "file:///etc/passwd",
     "ftp://example.org/a.png",
     "data:image/png;base64,iVBORw0KGgo=",

@@ -233,6 +233,45 @@ fn places_of_words_are_computed_once_and_go_on_where_they_were_left() {
 }
 
 #[test]
+fn words_and_weights_that_changed_have_their_places_computed_anew_and_what_is_stale_goes() {
+    let folder = models::some();
+    let cached = || -> Vec<String> {
+        let entries = std::fs::read_dir(folder.path().join("cache")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<String> = names.filter(|name| name.ends_with(".safetensors")).collect();
+        names.sort();
+        names
+    };
+    engine(folder.path());
+    let first = cached();
+    assert_eq!(first.len(), 2);
+    // One list more words: its places alone are others.
+    let tags = folder.path().join("clip/words/tags.txt");
+    let words = std::fs::read_to_string(&tags).unwrap() + "a triangle\n";
+    std::fs::write(&tags, words).unwrap();
+    let told = value(run(&engine(folder.path()), "interrogation", drawn(0)).unwrap());
+    assert_eq!(told["interrogation"]["tags"][0]["text"], "a triangle");
+    let second = cached();
+    assert!(
+        second.len() == 2 && second[0] == first[0] && second[1] != first[1],
+        "{second:?}"
+    );
+    // The same network with another sum: all places are others.
+    let weights = folder.path().join("clip/model.safetensors");
+    let mut stamped = models::settings(folder.path());
+    let sum = model_store::digest::Sha256Sum::of_file(&weights).unwrap();
+    stamped
+        .stamps
+        .insert(weights.clone(), model_store::stamp::Stamp::new(&weights, sum).unwrap());
+    models::engine(stamped);
+    let third = cached();
+    assert!(
+        third.len() == 2 && third.iter().all(|name| !second.contains(name)),
+        "{third:?}"
+    );
+}
+
+#[test]
 fn post_processors_give_webp_of_the_right_size() {
     let folder = models::some();
     let engine = engine(folder.path());
@@ -266,25 +305,25 @@ fn times_are_measured_once_per_file_and_corrected_by_jobs() {
     let folder = models::some();
     let file = folder.path().join("cache/pace.json");
     let first = engine(folder.path()).forms();
-    assert!(first.values().all(|pace| pace.seconds > 0.0), "{first:?}");
-    assert!(first["RealESRGAN_x4plus"].per_tile && !first["caption"].per_tile);
+    assert!(first.values().all(|pace| pace.seconds(1.0) > 0.0), "{first:?}");
+    assert!(first["RealESRGAN_x4plus"].tile_seconds > 0.0 && first["caption"].tile_seconds == 0.0);
     // What is remembered is believed, not measured again.
     let mut kept: BTreeMap<String, Value> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    kept.get_mut("RealESRGAN_x4plus").unwrap()["seconds"] = json!(12.5);
+    kept.get_mut("RealESRGAN_x4plus").unwrap()["tile_seconds"] = json!(1000.0);
     std::fs::write(&file, serde_json::to_vec(&kept).unwrap()).unwrap();
     let again = engine(folder.path());
-    assert_eq!(again.forms()["RealESRGAN_x4plus"].seconds, 12.5);
-    // 64×64 are a 64th of a tile: the job was quicker than that.
+    assert_eq!(again.forms()["RealESRGAN_x4plus"].tile_seconds, 1000.0);
+    // 64×64 are a 64th of a tile: the job was quicker than 15 s.
     run(&again, "RealESRGAN_x4plus", drawn(0)).unwrap();
-    let now = again.forms()["RealESRGAN_x4plus"].seconds;
-    assert!(now < 12.5, "{now}");
-    assert_eq!(engine(folder.path()).forms()["RealESRGAN_x4plus"].seconds, now);
+    let now = again.forms()["RealESRGAN_x4plus"];
+    assert!(now.tile_seconds < 1000.0, "{now:?}");
+    assert_eq!(engine(folder.path()).forms()["RealESRGAN_x4plus"], now);
     // Another file is another network.
     models::put(
         &models::vision_fixture("alchemy/esrgan_x4.safetensors"),
         &folder.path().join("esrgan/RealESRGAN_x4plus.safetensors"),
     );
-    assert_ne!(engine(folder.path()).forms()["RealESRGAN_x4plus"].seconds, now);
+    assert_ne!(engine(folder.path()).forms()["RealESRGAN_x4plus"], now);
 }
 
 #[test]
@@ -293,7 +332,7 @@ fn a_form_too_slow_for_a_tile_is_offered_only_where_its_owner_named_it() {
     engine(folder.path());
     let file = folder.path().join("cache/pace.json");
     let mut kept: BTreeMap<String, Value> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    kept.get_mut("RealESRGAN_x4plus").unwrap()["seconds"] = json!(200.0);
+    kept.get_mut("RealESRGAN_x4plus").unwrap()["tile_seconds"] = json!(200.0);
     std::fs::write(&file, serde_json::to_vec(&kept).unwrap()).unwrap();
     let named = models::settings(folder.path());
     let slow = |named: &AlchemyEngine| named.forms().get("RealESRGAN_x4plus").map(Pace::most_tiles);

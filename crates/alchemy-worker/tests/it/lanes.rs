@@ -1,6 +1,7 @@
 //! Several forms at once: nobody waits for a slower one of another lane, nobody suffers from a failing one, and nothing is
 //! begun that cannot end in time.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use alchemy_worker::engine::EngineSettings;
@@ -35,7 +36,7 @@ fn pretend(folder: &std::path::Path, lane: Lane, form: &str, seconds: f64) {
     // The file is there after one engine was measured.
     let file = folder.join(format!("cache/pace-{lane:?}.json"));
     let mut kept: serde_json::Map<String, Value> = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
-    kept[form]["seconds"] = json!(seconds);
+    kept[form] = json!({ "of": kept[form]["of"], "base_seconds": 0.0, "tile_seconds": seconds });
     std::fs::write(&file, serde_json::to_vec(&kept).unwrap()).unwrap();
 }
 
@@ -123,7 +124,32 @@ async fn what_would_outlive_its_lease_is_handed_back_before_it_is_begun() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_pop_asks_for_no_more_tiles_than_the_slowest_form_can_do() {
+async fn a_light_form_is_done_while_the_device_is_busy_with_a_long_one() {
+    let (models, state) = (models::all(), tempfile::tempdir().unwrap());
+    for settings in split(models.path()) {
+        drop(models::engine(settings));
+    }
+    let mut world = World::start(state.path(), split(models.path()), 16);
+    let large = imaging::encode_png(&imaging::Picture::filled(512, 512, [9, 80, 7])).unwrap();
+    let sources = [("large", Bytes::from(large)), ("good", drawing())];
+    for (name, bytes) in sources {
+        world.between.sources.lock().unwrap().insert(name.into(), bytes);
+    }
+    // Both engines are there, and both forms are asked for in one go, the long one first.
+    let both = [json!("RealESRGAN_x4plus"), json!("vectorize")];
+    world
+        .popped_for(|forms| both.iter().all(|form| forms.contains(form)))
+        .await;
+    let long = world.file("RealESRGAN_x4plus", "large", Value::Null);
+    let light = world.file("vectorize", "good", Value::Null);
+    let (light, long) = (world.ended(&light).await, world.ended(&long).await);
+    assert_eq!((light.state.as_str(), long.state.as_str()), ("ok", "ok"));
+    assert!(light.at < long.at, "{light:?} {long:?}");
+    world.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pops_take_turns_so_that_a_slow_form_keeps_no_large_source_from_the_quick() {
     let (models, state) = (models::all(), tempfile::tempdir().unwrap());
     for settings in split(models.path()) {
         drop(models::engine(settings));
@@ -133,16 +159,19 @@ async fn the_pop_asks_for_no_more_tiles_than_the_slowest_form_can_do() {
     world.between.sources.lock().unwrap().insert("good".into(), drawing());
     let request = world.file("vectorize", "good", Value::Null);
     assert_eq!(world.ended(&request).await.state, "ok");
+    tokio::time::sleep(Duration::from_secs(60)).await;
     let pops = world.between.pops.lock().unwrap().clone();
     let of_device = pops
         .iter()
         .filter(|pop| pop["forms"].as_array().unwrap().contains(&json!("caption")));
-    let tiles: Vec<&Value> = of_device.map(|pop| &pop["max_tiles"]).collect();
     // 144 s of the lease are for work, at 30 s a tile.
-    assert!(
-        !tiles.is_empty() && tiles.iter().all(|tiles| **tiles == json!(4)),
-        "{tiles:?}"
-    );
+    let told: BTreeSet<(bool, u64)> = of_device
+        .map(|pop| {
+            let has_slow = pop["forms"].as_array().unwrap().contains(&json!("4xNomos2_hq_dat2"));
+            (has_slow, pop["max_tiles"].as_u64().unwrap())
+        })
+        .collect();
+    assert_eq!(told, BTreeSet::from([(false, 16), (true, 4)]));
     world.finish().await;
 }
 

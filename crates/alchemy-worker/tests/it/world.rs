@@ -1,6 +1,6 @@
 //! A whole alchemist and its Horde in one process, on the paused clock, with strangers' servers in between.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub struct Ended {
     pub picture: Option<Vec<u8>>,
     /// Wall time and processor time of this process from the pop's answer to the submission.
     pub wall: Duration,
+    /// When it was submitted.
+    pub at: std::time::Instant,
     pub cpu: Duration,
     /// The most memory the process had in between, beyond what it had at the pop.
     pub grown_bytes: u64,
@@ -148,20 +150,30 @@ impl World {
         let mut settings = crate::models::settings(models);
         settings.max_tiles = max_tiles;
         let world = Self::start(state, vec![settings], max_tiles);
+        // The Horde on this machine knows no annotation, which the worker finds out first; then pops take turns.
+        world
+            .popped_for(|forms| !forms.is_empty() && !forms.contains(&json!("annotation")))
+            .await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let pops = world.between.pops.lock().expect("lock").clone();
+        let forms = pops
+            .iter()
+            .flat_map(|pop| pop["forms"].as_array().into_iter().flatten());
+        let mut names: BTreeSet<String> = forms.filter_map(|form| form.as_str().map(str::to_owned)).collect();
+        names.remove("annotation");
+        (world, names.into_iter().collect())
+    }
+
+    /// Waits for a pop with such forms, at most ten virtual minutes.
+    pub async fn popped_for(&self, are: impl Fn(&[Value]) -> bool) {
         let limit = tokio::time::Instant::now() + Duration::from_secs(600);
         loop {
-            let pop = world.between.pops.lock().expect("lock").last().cloned();
-            let forms = pop.and_then(|pop| pop["forms"].as_array().cloned()).unwrap_or_default();
-            // The Horde on this machine knows no annotation, which the worker finds out first.
-            if !forms.is_empty() && !forms.contains(&json!("annotation")) {
-                let names = forms.iter().filter_map(|form| form.as_str().map(str::to_owned));
-                return (world, names.collect());
+            let pop = self.between.pops.lock().expect("lock").last().cloned();
+            if pop.is_some_and(|pop| pop["forms"].as_array().is_some_and(|forms| are(forms))) {
+                return;
             }
-            assert!(
-                tokio::time::Instant::now() < limit,
-                "no pop: {:#?}",
-                world.status.borrow()
-            );
+            let status = self.status.borrow().clone();
+            assert!(tokio::time::Instant::now() < limit, "no such pop: {status:#?}");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
@@ -281,6 +293,7 @@ impl Between {
             state: told["state"].as_str().unwrap_or_default().to_owned(),
             result: told["result"].clone(),
             wall: mark.at.elapsed(),
+            at: std::time::Instant::now(),
             cpu: cpu().saturating_sub(mark.cpu),
             grown_bytes: (status_kib("VmHWM") << 10).saturating_sub(mark.resident_bytes),
             reason: None,
