@@ -5,8 +5,9 @@
 
 use candle_core::{D, Tensor};
 
+use super::vqgan::{Attention, Down, Residual, Up, norm};
 use crate::error::{Result, VisionError};
-use crate::layers::{Act, Conv, GroupNorm, LayerNorm, Linear, attention, upsample_nearest};
+use crate::layers::{Act, Conv, GroupNorm, LayerNorm, Linear, attention};
 use crate::weights::Weights;
 
 pub(crate) struct CodeFormer {
@@ -28,25 +29,9 @@ enum Block {
     Conv(Conv),
     Residual(Residual),
     Attention(Attention),
-    Down(Conv),
-    Up(Conv),
+    Down(Down),
+    Up(Up),
     Norm(GroupNorm),
-}
-
-struct Residual {
-    norm1: GroupNorm,
-    conv1: Conv,
-    norm2: GroupNorm,
-    conv2: Conv,
-    shortcut: Option<Conv>,
-}
-
-struct Attention {
-    norm: GroupNorm,
-    query: Conv,
-    key: Conv,
-    value: Conv,
-    out: Conv,
 }
 
 struct Layer {
@@ -178,10 +163,6 @@ fn moments(x: &Tensor) -> Result<(Tensor, Tensor)> {
     Ok((mean, variance.sqrt()?))
 }
 
-fn norm(w: &Weights, name: &str) -> Result<GroupNorm> {
-    GroupNorm::load(w, name, 32, 1e-6)
-}
-
 /// Each block's kind is told by its keys.
 fn blocks(w: &Weights, is_encoder: bool) -> Result<Vec<Block>> {
     let load = |n: usize| -> Result<Block> {
@@ -189,11 +170,12 @@ fn blocks(w: &Weights, is_encoder: bool) -> Result<Vec<Block>> {
         Ok(if block.has("norm1.weight") {
             Block::Residual(Residual::load(&block, "conv_out")?)
         } else if block.has("q.weight") {
-            Block::Attention(Attention::load(&block)?)
+            // Its attention has one head.
+            Block::Attention(Attention::load(&block, 1)?)
         } else if block.has("conv.weight") && is_encoder {
-            Block::Down(Conv::load(&block, "conv")?.stride(2).padding(0))
+            Block::Down(Down::load(&block, "conv")?)
         } else if block.has("conv.weight") {
-            Block::Up(Conv::load(&block, "conv")?)
+            Block::Up(Up::load(&block, "conv")?)
         } else if w.shape(&format!("{name}.weight"))?.len() == 1 {
             Block::Norm(norm(w, &name)?)
         } else {
@@ -209,60 +191,11 @@ impl Block {
         match self {
             Self::Conv(conv) => conv.forward(x),
             Self::Residual(block) => block.forward(x),
-            Self::Attention(block) => block.forward(x),
-            // Padded on the right and below only.
-            Self::Down(conv) => conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?),
-            Self::Up(conv) => conv.forward(&upsample_nearest(x, 2)?),
+            Self::Attention(block) => block.forward(x, None),
+            Self::Down(down) => down.forward(x),
+            Self::Up(up) => up.forward(x),
             Self::Norm(norm) => norm.forward(x),
         }
-    }
-}
-
-impl Residual {
-    fn load(w: &Weights, shortcut: &str) -> Result<Self> {
-        Ok(Self {
-            norm1: norm(w, "norm1")?,
-            conv1: Conv::load(w, "conv1")?,
-            norm2: norm(w, "norm2")?,
-            conv2: Conv::load(w, "conv2")?,
-            shortcut: if w.has(&format!("{shortcut}.weight")) {
-                Some(Conv::load(w, shortcut)?)
-            } else {
-                None
-            },
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = self.conv1.forward(&self.norm1.forward_act(x, Act::Silu)?)?;
-        let h = self.conv2.forward(&self.norm2.forward_act(&h, Act::Silu)?)?;
-        Ok(match &self.shortcut {
-            Some(conv) => (h + conv.forward(x)?)?,
-            None => (h + x)?,
-        })
-    }
-}
-
-impl Attention {
-    fn load(w: &Weights) -> Result<Self> {
-        Ok(Self {
-            norm: norm(w, "norm")?,
-            query: Conv::load(w, "q")?,
-            key: Conv::load(w, "k")?,
-            value: Conv::load(w, "v")?,
-            out: Conv::load(w, "proj_out")?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (b, c, h, w) = x.dims4()?;
-        let normed = self.norm.forward(x)?;
-        let rows = |conv: &Conv| -> Result<Tensor> {
-            Ok(conv.forward(&normed)?.flatten_from(2)?.transpose(1, 2)?.contiguous()?)
-        };
-        let mixed = attention(&rows(&self.query)?, &rows(&self.key)?, &rows(&self.value)?, 1, None)?;
-        let mixed = mixed.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w))?;
-        Ok((x + self.out.forward(&mixed)?)?)
     }
 }
 

@@ -10,6 +10,7 @@ mod repair;
 mod restore;
 mod restoreformer;
 mod retinaface;
+mod vqgan;
 
 pub use parsenet::FaceParser;
 pub use repair::{RestoreSettings, restore_faces};

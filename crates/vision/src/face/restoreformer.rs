@@ -4,8 +4,9 @@
 
 use candle_core::{D, Tensor};
 
+use super::vqgan::{Attention, Down, Residual, Up, norm};
 use crate::error::{Result, VisionError};
-use crate::layers::{Act, Conv, GroupNorm, attention, upsample_nearest};
+use crate::layers::{Act, Conv, GroupNorm};
 use crate::weights::Weights;
 
 pub(crate) struct RestoreFormer {
@@ -19,7 +20,7 @@ pub(crate) struct RestoreFormer {
 
 struct Encoder {
     input: Conv,
-    levels: Vec<Level>,
+    levels: Vec<Level<Down>>,
     middle: Middle,
     norm: GroupNorm,
     output: Conv,
@@ -29,15 +30,15 @@ struct Decoder {
     input: Conv,
     middle: Middle,
     /// From the deepest to the outermost.
-    levels: Vec<Level>,
+    levels: Vec<Level<Up>>,
     norm: GroupNorm,
     output: Conv,
 }
 
-struct Level {
+struct Level<R> {
     blocks: Vec<(Residual, Option<Attention>)>,
     /// Halves or doubles at the level's end.
-    resize: Option<Conv>,
+    resize: Option<R>,
 }
 
 struct Middle {
@@ -46,24 +47,9 @@ struct Middle {
     block2: Residual,
 }
 
-struct Residual {
-    norm1: GroupNorm,
-    conv1: Conv,
-    norm2: GroupNorm,
-    conv2: Conv,
-    shortcut: Option<Conv>,
-}
-
-struct Attention {
-    norm1: GroupNorm,
-    norm2: GroupNorm,
-    query: Conv,
-    key: Conv,
-    value: Conv,
-    out: Conv,
-}
-
 const HEADS: usize = 8;
+/// What a residual block calls its shortcut.
+const SHORTCUT: &str = "nin_shortcut";
 
 /// Recognises the keys.
 pub(crate) fn fits(w: &Weights) -> bool {
@@ -74,17 +60,12 @@ impl RestoreFormer {
     pub(crate) fn load(w: &Weights) -> Result<Self> {
         let (encoder, decoder) = (w.at("encoder"), w.at("decoder"));
         let n_levels = encoder.count("down");
-        let levels = |w: &Weights, part: &str, resize: &str| -> Result<Vec<Level>> {
-            (0..n_levels)
-                .map(|n| Level::load(&w.at(format!("{part}.{n}")), resize))
-                .collect()
-        };
-        let mut up = levels(&decoder, "up", "upsample.conv")?;
-        up.reverse();
+        let down = |n| Level::load(&encoder.at(format!("down.{n}")), "downsample.conv", Down::load);
+        let up = |n| Level::load(&decoder.at(format!("up.{n}")), "upsample.conv", Up::load);
         Ok(Self {
             encoder: Encoder {
                 input: Conv::load(&encoder, "conv_in")?,
-                levels: levels(&encoder, "down", "downsample.conv")?,
+                levels: (0..n_levels).map(down).collect::<Result<_>>()?,
                 middle: Middle::load(&encoder.at("mid"))?,
                 norm: norm(&encoder, "norm_out")?,
                 output: Conv::load(&encoder, "conv_out")?,
@@ -95,7 +76,7 @@ impl RestoreFormer {
             decoder: Decoder {
                 input: Conv::load(&decoder, "conv_in")?,
                 middle: Middle::load(&decoder.at("mid"))?,
-                levels: up,
+                levels: (0..n_levels).rev().map(up).collect::<Result<_>>()?,
                 norm: norm(&decoder, "norm_out")?,
                 output: Conv::load(&decoder, "conv_out")?,
             },
@@ -113,9 +94,8 @@ impl RestoreFormer {
                     h = attention.forward(&h, None)?;
                 }
             }
-            if let Some(conv) = &level.resize {
-                // Padded on the right and below only.
-                h = conv.forward(&h.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)?;
+            if let Some(down) = &level.resize {
+                h = down.forward(&h)?;
             }
         }
         let deep = self.encoder.middle.block1.forward(&h)?;
@@ -135,8 +115,8 @@ impl RestoreFormer {
                     h = attention.forward(&h, Some(&deep))?;
                 }
             }
-            if let Some(conv) = &level.resize {
-                h = conv.forward(&upsample_nearest(&h, 2)?)?;
+            if let Some(up) = &level.resize {
+                h = up.forward(&h)?;
             }
         }
         self.decoder
@@ -165,29 +145,24 @@ impl RestoreFormer {
     }
 }
 
-fn norm(w: &Weights, name: &str) -> Result<GroupNorm> {
-    GroupNorm::load(w, name, 32, 1e-6)
-}
-
-impl Level {
-    fn load(w: &Weights, resize: &str) -> Result<Self> {
+impl<R> Level<R> {
+    /// `resize` names what `load` reads, where it is there.
+    fn load(w: &Weights, resize: &str, load: fn(&Weights, &str) -> Result<R>) -> Result<Self> {
         let blocks = (0..w.count("block"))
             .map(|n| {
                 let attention = format!("attn.{n}");
                 let attention = if w.has(&format!("{attention}.q.weight")) {
-                    Some(Attention::load(&w.at(attention))?)
+                    Some(Attention::load(&w.at(attention), HEADS)?)
                 } else {
                     None
                 };
-                Ok((Residual::load(&w.at(format!("block.{n}")))?, attention))
+                Ok((Residual::load(&w.at(format!("block.{n}")), SHORTCUT)?, attention))
             })
             .collect::<Result<_>>()?;
-        let resize = if !w.has(&format!("{resize}.weight")) {
-            None
-        } else if resize.starts_with("down") {
-            Some(Conv::load(w, resize)?.stride(2).padding(0))
+        let resize = if w.has(&format!("{resize}.weight")) {
+            Some(load(w, resize)?)
         } else {
-            Some(Conv::load(w, resize)?)
+            None
         };
         Ok(Self { blocks, resize })
     }
@@ -196,64 +171,10 @@ impl Level {
 impl Middle {
     fn load(w: &Weights) -> Result<Self> {
         Ok(Self {
-            block1: Residual::load(&w.at("block_1"))?,
-            attention: Attention::load(&w.at("attn_1"))?,
-            block2: Residual::load(&w.at("block_2"))?,
+            block1: Residual::load(&w.at("block_1"), SHORTCUT)?,
+            attention: Attention::load(&w.at("attn_1"), HEADS)?,
+            block2: Residual::load(&w.at("block_2"), SHORTCUT)?,
         })
-    }
-}
-
-impl Residual {
-    fn load(w: &Weights) -> Result<Self> {
-        Ok(Self {
-            norm1: norm(w, "norm1")?,
-            conv1: Conv::load(w, "conv1")?,
-            norm2: norm(w, "norm2")?,
-            conv2: Conv::load(w, "conv2")?,
-            shortcut: if w.has("nin_shortcut.weight") {
-                Some(Conv::load(w, "nin_shortcut")?)
-            } else {
-                None
-            },
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let h = self.conv1.forward(&self.norm1.forward_act(x, Act::Silu)?)?;
-        let h = self.conv2.forward(&self.norm2.forward_act(&h, Act::Silu)?)?;
-        Ok(match &self.shortcut {
-            Some(conv) => (h + conv.forward(x)?)?,
-            None => (h + x)?,
-        })
-    }
-}
-
-impl Attention {
-    fn load(w: &Weights) -> Result<Self> {
-        Ok(Self {
-            norm1: norm(w, "norm1")?,
-            norm2: norm(w, "norm2")?,
-            query: Conv::load(w, "q")?,
-            key: Conv::load(w, "k")?,
-            value: Conv::load(w, "v")?,
-            out: Conv::load(w, "proj_out")?,
-        })
-    }
-
-    /// Attends to itself, with queries from `other` where that is given.
-    fn forward(&self, x: &Tensor, other: Option<&Tensor>) -> Result<Tensor> {
-        let (b, c, h, w) = x.dims4()?;
-        let normed = self.norm1.forward(x)?;
-        let asking = match other {
-            Some(other) => self.norm2.forward(other)?,
-            None => normed.clone(),
-        };
-        let rows = |y: &Tensor| -> Result<Tensor> { Ok(y.flatten_from(2)?.transpose(1, 2)?.contiguous()?) }; // (b, n, c)
-        let query = rows(&self.query.forward(&asking)?)?;
-        let (key, value) = (rows(&self.key.forward(&normed)?)?, rows(&self.value.forward(&normed)?)?);
-        let mixed = attention(&query, &key, &value, HEADS, None)?;
-        let mixed = mixed.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w))?;
-        Ok((x + self.out.forward(&mixed)?)?)
     }
 }
 
