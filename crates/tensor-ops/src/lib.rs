@@ -24,4 +24,4 @@ pub use conv::{After, Conv, conv2d, conv2d_act, conv2d_joined};
 pub use linear::{linear, linear_act};
 pub use norm::{GroupNorm, group_norm, layer_norm};
 pub use pool::max_pool;
-pub use resample::{pixel_shuffle, pixel_unshuffle, upsample_nearest};
+pub use resample::{pixel_shuffle, pixel_shuffle_onto, pixel_unshuffle, upsample_nearest};

@@ -22,15 +22,36 @@ pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tenso
 /// `(b, c·f², h, w) -> (b, c, h·f, w·f)`, as torch's `pixel_shuffle`.
 pub fn pixel_shuffle(x: &Tensor, factor: usize) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
-    if factor == 0 || c % (factor * factor) != 0 {
-        candle_core::bail!("pixel_shuffle by {factor} does not divide {c} channels");
+    let c_out = shuffled(c, factor)?;
+    if cpu::takes([x]) {
+        return x.contiguous()?.apply_op1_no_bwd(&cpu::Shuffle { factor, onto: None });
     }
-    let c = c / (factor * factor);
     x.contiguous()?
-        .reshape(vec![b, c, factor, factor, h, w])?
+        .reshape(vec![b, c_out, factor, factor, h, w])?
         .permute(vec![0, 1, 4, 2, 5, 3])? // (b, c, h, f, w, f)
         .contiguous()?
-        .reshape((b, c, h * factor, w * factor))
+        .reshape((b, c_out, h * factor, w * factor))
+}
+
+/// Channels that are left of `c`.
+fn shuffled(c: usize, factor: usize) -> Result<usize> {
+    match factor.checked_mul(factor) {
+        Some(parts) if parts > 0 && c.is_multiple_of(parts) => Ok(c / parts),
+        _ => candle_core::bail!("pixel_shuffle by {factor} does not divide {c} channels"),
+    }
+}
+
+/// [`pixel_shuffle`] of `x` plus `onto`, `(b, c, h, w)`, enlarged `factor` times by repeating its pixels.
+pub fn pixel_shuffle_onto(x: &Tensor, factor: usize, onto: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    if onto.dims4()? != (b, shuffled(c, factor)?, h, w) {
+        candle_core::bail!("pixel_shuffle of {:?} onto {:?}", x.shape(), onto.shape());
+    }
+    if cpu::takes([x, onto]) {
+        let onto = Some(onto.contiguous()?);
+        return x.contiguous()?.apply_op1_no_bwd(&cpu::Shuffle { factor, onto });
+    }
+    pixel_shuffle(x, factor)? + upsample_nearest(onto, h * factor, w * factor)?
 }
 
 /// `(b, c, h·f, w·f) -> (b, c·f², h, w)`, the inverse of [`pixel_shuffle`].

@@ -32,6 +32,33 @@ pub(super) trait Lanes: Copy {
             rows.map(|row| Self::load(row.as_ptr()))
         }
     }
+    /// Undoes [`Self::quads`]: number `i` of vector `j` to `to[4 i + j]`, `4 COUNT` numbers.
+    #[inline(always)]
+    unsafe fn store_quads(quads: [Self; 4], to: *mut f32) {
+        let mut rows = [[0f32; 16]; 4];
+        // SAFETY: the pointer is good for so many numbers, and no vector is longer than a row.
+        unsafe {
+            for (v, row) in quads.iter().zip(&mut rows) {
+                v.store(row.as_mut_ptr());
+            }
+            for i in 0..Self::COUNT {
+                for (j, row) in rows.iter().enumerate() {
+                    *to.add(4 * i + j) = row[i];
+                }
+            }
+        }
+    }
+    /// Numbers 1 and on, and `last` behind them.
+    #[inline(always)]
+    unsafe fn shifted(self, last: f32) -> Self {
+        let mut row = [0f32; 17];
+        // SAFETY: no vector is longer than the row.
+        unsafe {
+            self.store(row.as_mut_ptr());
+            row[Self::COUNT] = last;
+            Self::load(row.as_ptr().add(1))
+        }
+    }
     /// The product of a whole block, in the shape of registers that suits these vectors.
     unsafe fn multiply(block: &Block<'_>);
 }
@@ -253,6 +280,31 @@ vectors!(
                 ]
             }
         }
+        #[inline(always)]
+        unsafe fn store_quads([a, b, c, d]: [Self; 4], to: *mut f32) {
+            // SAFETY: as above.
+            unsafe {
+                let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+                let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+                let first = _mm512_setr_epi32(0, 1, 16, 17, 2, 3, 18, 19, 4, 5, 20, 21, 6, 7, 22, 23);
+                let second = _mm512_setr_epi32(8, 9, 24, 25, 10, 11, 26, 27, 12, 13, 28, 29, 14, 15, 30, 31);
+                for (half, pick) in [low, high].into_iter().enumerate() {
+                    let ab = _mm512_permutex2var_ps(a.0, pick, b.0);
+                    let cd = _mm512_permutex2var_ps(c.0, pick, d.0);
+                    let to = to.add(32 * half);
+                    _mm512_storeu_ps(to, _mm512_permutex2var_ps(ab, first, cd));
+                    _mm512_storeu_ps(to.add(16), _mm512_permutex2var_ps(ab, second, cd));
+                }
+            }
+        }
+        #[inline(always)]
+        unsafe fn shifted(self, last: f32) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let (whole, last) = (_mm512_castps_si512(self.0), _mm512_castps_si512(_mm512_set1_ps(last)));
+                Self(_mm512_castsi512_ps(_mm512_alignr_epi32::<1>(last, whole)))
+            }
+        }
     }
 );
 #[cfg(target_arch = "x86_64")]
@@ -269,7 +321,57 @@ vectors!(
     _mm256_sub_ps,
     _mm256_mul_ps,
     _mm256_fmadd_ps,
-    {}
+    {
+        #[inline(always)]
+        unsafe fn store_quads([a, b, c, d]: [Self; 4], to: *mut f32) {
+            // SAFETY: the caller's pointer is good for four vectors, and the processor has them.
+            unsafe {
+                let (ab, ab_high) = (_mm256_unpacklo_ps(a.0, b.0), _mm256_unpackhi_ps(a.0, b.0));
+                let (cd, cd_high) = (_mm256_unpacklo_ps(c.0, d.0), _mm256_unpackhi_ps(c.0, d.0));
+                // Number `i` of each of the four in the lower half, number `i + 4` in the upper.
+                let zero = _mm256_shuffle_ps::<0x44>(ab, cd);
+                let one = _mm256_shuffle_ps::<0xEE>(ab, cd);
+                let two = _mm256_shuffle_ps::<0x44>(ab_high, cd_high);
+                let three = _mm256_shuffle_ps::<0xEE>(ab_high, cd_high);
+                _mm256_storeu_ps(to, _mm256_permute2f128_ps::<0x20>(zero, one));
+                _mm256_storeu_ps(to.add(8), _mm256_permute2f128_ps::<0x20>(two, three));
+                _mm256_storeu_ps(to.add(16), _mm256_permute2f128_ps::<0x31>(zero, one));
+                _mm256_storeu_ps(to.add(24), _mm256_permute2f128_ps::<0x31>(two, three));
+            }
+        }
+        #[inline(always)]
+        unsafe fn shifted(self, last: f32) -> Self {
+            // SAFETY: as above.
+            unsafe {
+                let turned = _mm256_permutevar8x32_ps(self.0, _mm256_setr_epi32(1, 2, 3, 4, 5, 6, 7, 0));
+                Self(_mm256_blend_ps::<0x80>(turned, _mm256_set1_ps(last)))
+            }
+        }
+        #[inline(always)]
+        unsafe fn quads(from: *const f32) -> [Self; 4] {
+            // SAFETY: as above.
+            unsafe {
+                let v = [0, 8, 16, 24].map(|at| _mm256_loadu_ps(from.add(at)));
+                // Tiles i and i + 4 in the halves of one vector, then four rows to four columns in each half.
+                let (zero, two) = (
+                    _mm256_permute2f128_ps::<0x20>(v[0], v[2]),
+                    _mm256_permute2f128_ps::<0x20>(v[1], v[3]),
+                );
+                let (one, three) = (
+                    _mm256_permute2f128_ps::<0x31>(v[0], v[2]),
+                    _mm256_permute2f128_ps::<0x31>(v[1], v[3]),
+                );
+                let (low, high) = (_mm256_unpacklo_ps(zero, one), _mm256_unpackhi_ps(zero, one));
+                let (low_2, high_2) = (_mm256_unpacklo_ps(two, three), _mm256_unpackhi_ps(two, three));
+                [
+                    Self(_mm256_shuffle_ps::<0x44>(low, low_2)),
+                    Self(_mm256_shuffle_ps::<0xEE>(low, low_2)),
+                    Self(_mm256_shuffle_ps::<0x44>(high, high_2)),
+                    Self(_mm256_shuffle_ps::<0xEE>(high, high_2)),
+                ]
+            }
+        }
+    }
 );
 #[cfg(target_arch = "aarch64")]
 use std::arch::aarch64::*;
@@ -293,6 +395,16 @@ vectors!(
             // SAFETY: the caller's pointer is good for four vectors.
             let v = unsafe { vld4q_f32(from) };
             [Self(v.0), Self(v.1), Self(v.2), Self(v.3)]
+        }
+        #[inline(always)]
+        unsafe fn store_quads([a, b, c, d]: [Self; 4], to: *mut f32) {
+            // SAFETY: as above.
+            unsafe { vst4q_f32(to, float32x4x4_t(a.0, b.0, c.0, d.0)) }
+        }
+        #[inline(always)]
+        unsafe fn shifted(self, last: f32) -> Self {
+            // SAFETY: as above.
+            Self(unsafe { vextq_f32::<1>(self.0, vdupq_n_f32(last)) })
         }
     }
 );

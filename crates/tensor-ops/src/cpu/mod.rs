@@ -10,6 +10,7 @@ mod matrix;
 mod norm;
 mod pointwise;
 mod pool;
+mod shuffle;
 mod simd;
 mod upsample;
 mod winograd;
@@ -21,6 +22,7 @@ pub(crate) use linear::Multiply;
 pub(crate) use norm::{NormGroups, NormRows};
 pub(crate) use pointwise::{Activate, Geglu};
 pub(crate) use pool::Greatest;
+pub(crate) use shuffle::Shuffle;
 pub(crate) use upsample::Nearest;
 
 use std::cell::Cell;

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use proptest::prelude::*;
 use tensor_ops::{
     Activation, After, Attention, Conv, GroupNorm, attention, conv2d_act, conv2d_joined, geglu, gelu_erf, group_norm,
-    layer_norm, linear_act, max_pool, upsample_nearest,
+    layer_norm, linear_act, max_pool, pixel_shuffle, pixel_shuffle_onto, upsample_nearest,
 };
 
 /// Numbers in -1..1 that look random and depend on the shape and `seed` alone.
@@ -247,6 +247,51 @@ fn winograd_agrees_for_sizes_that_tiles_do_not_divide() {
         };
         check_conv(&x, &weight, Some(&noise(&[19], 3)), &conv, (Activation::Silu, 1e-4));
         check_conv(&laid_out(&x, true), &weight, None, &conv, (Activation::None, 1e-4));
+    }
+}
+
+/// Tiles side by side in whole vectors and not; kernels that are kept whole and that are not, in one pass of channels and two.
+#[test]
+fn winograd_agrees_for_many_tiles_whatever_the_channels() {
+    for (c_in, c_out, height, width) in [
+        (20, 12, 70, 192),
+        (20, 12, 61, 201),
+        (145, 140, 20, 384),
+        (145, 140, 21, 203),
+        (270, 80, 24, 192),
+    ] {
+        let (x, weight) = (noise(&[1, c_in, height, width], 1), noise(&[c_out, c_in, 3, 3], 2));
+        let bias = noise(&[c_out], 3);
+        check_conv(&x, &weight, Some(&bias), &Conv::padded(1), (Activation::Relu, 3e-4));
+    }
+}
+
+#[test]
+fn pixels_from_channels_lie_where_candles_own_operations_put_them() {
+    for (factor, batch, height, width) in [(1, 1, 3, 5), (2, 2, 7, 9), (3, 1, 4, 5), (4, 2, 33, 40), (5, 1, 2, 3)] {
+        let (x, low) = (
+            noise(&[batch, 2 * factor * factor, height, width], 1),
+            noise(&[batch, 2, height, width], 2),
+        );
+        agree(
+            &pixel_shuffle(&x, factor).unwrap(),
+            &pixel_shuffle(&wide(&x), factor).unwrap(),
+            0.0,
+        );
+        let onto = pixel_shuffle_onto(&laid_out(&x, true), factor, &low).unwrap();
+        agree(
+            &onto,
+            &pixel_shuffle_onto(&wide(&x), factor, &wide(&low)).unwrap(),
+            1e-6,
+        );
+    }
+    let (x, low) = (noise(&[1, 8, 4, 4], 1), noise(&[1, 2, 4, 4], 2));
+    for (factor, onto) in [(0, &low), (3, &low), (2, &x), (usize::MAX, &low)] {
+        assert!(
+            pixel_shuffle_onto(&x, factor, onto).is_err(),
+            "by {factor} onto {:?}",
+            onto.shape()
+        );
     }
 }
 

@@ -8,7 +8,7 @@ use tensor_ops::After;
 
 use super::Network;
 use crate::error::Result;
-use crate::layers::{Conv, pixel_shuffle, upsample_nearest};
+use crate::layers::Conv;
 use crate::weights::Weights;
 
 pub(crate) struct Srvgg {
@@ -52,7 +52,9 @@ impl Network for Srvgg {
 
     fn floats_per_pixel(&self) -> usize {
         let features = self.hidden.first().map_or(3, |(conv, _)| conv.out_channels());
-        4 * features + 4 * 3 * self.scale * self.scale
+        // A layer's input and output, or the last one's and the result twice.
+        let colours = 3 * self.scale * self.scale;
+        2 * features.max(colours) + 2 * colours
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -64,7 +66,7 @@ impl Network for Srvgg {
             };
             y = conv.forward_after(&[&y], &after)?;
         }
-        let y = pixel_shuffle(&self.last.forward(&y)?, self.scale)?;
-        Ok((y + upsample_nearest(x, self.scale)?)?)
+        let y = self.last.forward(&y)?;
+        Ok(tensor_ops::pixel_shuffle_onto(&y, self.scale, x)?)
     }
 }
