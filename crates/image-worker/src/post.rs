@@ -9,7 +9,7 @@ use vision::{Device, Weights};
 
 use crate::room::Need;
 
-/// What a tile of [`TILE_SIDES`]' last holds in the widest of the Horde's upscalers, RRDBNet with 64 features: 3,264
+/// What a tile of [`SMALLEST_TILE`] holds in the widest of the Horde's upscalers, RRDBNet with 64 features: 3,264
 /// numbers a pixel.
 const TILE_BYTES: u64 = 128 * 128 * 3_264 * 4;
 /// Face networks work at 512×512 with up to 64 features, where one layer's output is 64 MiB, detectors at up to
@@ -24,8 +24,10 @@ const CUT_PIXEL_BYTES: u64 = 48;
 /// For each pixel of a finished picture while it is looked at and packed.
 const PACK_PIXEL_BYTES: u64 = 12;
 
-/// Sides of tiles that are tried, the best first. Below the last an upscaler sees too little of the picture.
-const TILE_SIDES: [usize; 3] = [512, 256, 128];
+/// Longest sides of tiles that are tried after the one that suits the network, the best first.
+const TILE_SIDES: [usize; 4] = [536, 384, 256, SMALLEST_TILE];
+/// Below it an upscaler sees too little of the picture.
+const SMALLEST_TILE: usize = 128;
 
 /// What all of some post-processors together need.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,7 +94,7 @@ impl PostNeed {
             return Need::default();
         }
         let (width, pixels) = (u64::from(width), u64::from(width) * u64::from(height));
-        let band = width * self.scale * TILE_SIDES[2] as u64 * self.scale * 3 * 4 * 9 / 4;
+        let band = width * self.scale * SMALLEST_TILE as u64 * self.scale * 3 * 4 * 9 / 4;
         let enlarging = match self.scale {
             0 => 0,
             _ => TILE_BYTES + band + pixels * 12,
@@ -128,7 +130,9 @@ impl PostNeed {
             let held = upscaler.plan(size.0, size.1, false, tiling)?.peak_bytes() as u64;
             Ok((tiling, self.need_with(pixels, batch, held)))
         };
-        TILE_SIDES.into_iter().map(with).collect()
+        let suits = upscaler.tile();
+        let smaller = TILE_SIDES.into_iter().filter(|tile| *tile < suits);
+        std::iter::once(suits).chain(smaller).map(with).collect()
     }
 }
 

@@ -18,7 +18,7 @@ use vision::blip::{Blip, BlipConfig};
 use vision::clip::{Clip, ClipConfig};
 use vision::face::FaceDetector;
 use vision::nsfw::OpenNsfw;
-use vision::upscale::{Tiling, Upscaler};
+use vision::upscale::Upscaler;
 use vision::{Device, Weights};
 
 /// Our networks beside others'.
@@ -361,9 +361,7 @@ fn alone(args: &Args, result: &Path) -> Result<()> {
             let planar = source.to_planar();
             let repeats = if stage.name == "compact" { 1 } else { 2 };
             time(args.repeats.unwrap_or(repeats), || {
-                Ok(net
-                    .upscale_planar(&planar, Tiling::default(), &mut |_, _| true)?
-                    .into_data())
+                Ok(net.upscale_planar(&planar, net.tiling(), &mut |_, _| true)?.into_data())
             })?
         }
         "u2netp" => {

@@ -25,6 +25,17 @@ pub(crate) trait Network: Send + Sync {
         1
     }
 
+    /// Tiles begin at multiples of this, and their sides are multiples: what the network looks at together it finds together
+    /// in every tile.
+    fn grid(&self) -> usize {
+        self.multiple()
+    }
+
+    /// Longest side of a tile in source pixels that is worth its memory on a processor: what tiles share is computed twice.
+    fn tile(&self) -> usize {
+        Tiling::default().tile
+    }
+
     /// Estimate of the f32 values held at once per source pixel.
     fn floats_per_pixel(&self) -> usize;
 
@@ -75,7 +86,18 @@ impl Upscaler {
 
     /// How to cut with the memory that is left now where this network lies.
     pub fn tiling(&self) -> Tiling {
-        Tiling::within_free(&self.device)
+        Tiling {
+            tile: self.tile(),
+            ..Tiling::within_free(&self.device)
+        }
+    }
+
+    /// Longest side in source pixels of tiles that suit this network where it lies.
+    pub fn tile(&self) -> usize {
+        match &self.device {
+            candle_core::Device::Cpu => self.network.tile(),
+            _ => Tiling::default().tile,
+        }
     }
 
     /// How a picture of this size would be cut and what that would hold at once, decided before anything is allocated.
@@ -112,19 +134,20 @@ impl Upscaler {
         let plan = self.plan(source.width(), source.height(), false, tiling)?;
         let mut bands: Vec<Planar> = Vec::new();
         tiles::run_bands(&plan, source, &mut |tile| self.forward(tile), progress, &mut |band| {
-            bands.push(band.clone());
+            bands.push(band);
             Ok(())
         })?;
+        if bands.len() == 1 {
+            return bands.pop().ok_or_else(|| VisionError::Input("no band".into()));
+        }
         let (width, height) = (
             source.width() * self.scale() as u32,
             source.height() * self.scale() as u32,
         );
-        let data = (0..3)
+        let planes: Vec<&[f32]> = (0..3)
             .flat_map(|c| bands.iter().filter_map(move |b| b.plane(c)))
-            .flatten()
-            .copied()
             .collect();
-        Ok(Planar::new(3, width, height, data)?)
+        Ok(Planar::new(3, width, height, planes.concat())?)
     }
 
     /// The network on one piece, unclamped. Pieces that are no multiple of what the network needs are padded by

@@ -57,6 +57,10 @@ impl Network for Srvgg {
         2 * features.max(colours) + 2 * colours
     }
 
+    fn tile(&self) -> usize {
+        1280
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut y = x.clone();
         for (conv, Slopes(slopes)) in &self.hidden {

@@ -91,8 +91,16 @@ pub(super) fn run_bands(
     source: &Planar,
     network: &mut dyn FnMut(&Planar) -> Result<Planar>,
     progress: &mut dyn FnMut(usize, usize) -> bool,
-    finished: &mut dyn FnMut(&Planar) -> Result<()>,
+    finished: &mut dyn FnMut(Planar) -> Result<()>,
 ) -> Result<()> {
+    if plan.n_tiles() == 1 {
+        let whole = network(source)?;
+        return if progress(1, 1) {
+            finished(whole)
+        } else {
+            Err(VisionError::Cancelled)
+        };
+    }
     let (scale, width) = (plan.scale, plan.width * plan.scale);
     let overlap = [plan.overlap, plan.context];
     let column_shares = shares(&plan.columns, plan.width, scale, overlap);
@@ -128,7 +136,7 @@ pub(super) fn run_bands(
         // No later tile reaches above the next row of tiles.
         let done = plan.rows.get(row_idx + 1).map_or(plan.height, |(y, _)| *y) * scale - band_begin;
         let ready: Vec<f32> = band.iter_mut().flat_map(|plane| plane.drain(..done * width)).collect();
-        finished(&Planar::new(3, width as u32, done as u32, ready)?)?;
+        finished(Planar::new(3, width as u32, done as u32, ready)?)?;
         band_begin += done;
     }
     Ok(())

@@ -321,6 +321,15 @@ impl Network for Dat {
         self.scale
     }
 
+    fn grid(&self) -> usize {
+        let blocks = self.groups.iter().flat_map(|group| &group.blocks);
+        let sides = blocks.filter_map(|block| match &block.seen {
+            Seen::Places(windows) => windows.iter().map(Windows::longest).max(),
+            Seen::Channels(_) => None,
+        });
+        sides.max().unwrap_or(1)
+    }
+
     fn floats_per_pixel(&self) -> usize {
         // A block holds queries, keys, values, their windows and the results; the end holds two enlarged maps of 64.
         let blocks = 20 * self.first.out_channels();

@@ -53,13 +53,18 @@ impl Windows {
         })
     }
 
+    /// The longer side in places.
+    pub(super) fn longest(&self) -> usize {
+        self.height.max(self.width)
+    }
+
     /// Attention within windows over the channels from `first` on, (1, h w, 3 c) to (1, h w, c / 2). Windows that reach
     /// beyond the picture see zeros there. One row of windows at a time, so that few scores exist at once.
     pub(super) fn attend(&self, qkv: &Tensor, first: usize, height: usize, width: usize) -> Result<Tensor> {
         let c = qkv.dim(D::Minus1)? / 3;
         let half = c / 2;
         // The reference pads to the longer side of a window in both directions.
-        let longest = self.height.max(self.width);
+        let longest = self.longest();
         let (tall, wide) = (height.next_multiple_of(longest), width.next_multiple_of(longest));
         let (down, right) = if self.shifted {
             (self.height as i32 / 2, self.width as i32 / 2)
