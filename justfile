@@ -109,7 +109,8 @@ compile:
 
 # The model that tests read, fetched by the program that was just built
 _test-model:
-    {{ programs }}/model-store pull smollm2-135m-instruct --to "$HORDE_WORKERS_MODELS"
+    {{ programs }}/model-store pull smollm2-135m-instruct realesrgan-x4plus realesrgan-x4plus-anime-6b realesr-animevideov3 \
+        u2netp open-nsfw --to "$HORDE_WORKERS_MODELS"
 
 # All tests, end-to-end ones included
 unit *args:

@@ -8,6 +8,7 @@ mod faces;
 mod fidelity;
 mod made_up;
 mod post;
+mod real;
 mod robustness;
 mod safety;
 mod upscalers;
