@@ -35,6 +35,17 @@ pub enum VisionError {
         /// What would fit.
         expected: String,
     },
+    /// A tensor holds what no weight can be.
+    #[error("tensor `{key}` holds {what}\nhint: the file is damaged or was made for something else; fetch it again")]
+    Values {
+        /// Full key.
+        key: String,
+        /// What it holds.
+        what: String,
+    },
+    /// Tensors that are sound one by one make no network together, or one that computes nothing.
+    #[error("the weights make no network: {0}")]
+    Misfit(String),
     /// A side file (configuration, tokenizer, word list) is broken.
     #[error("broken {what}: {reason}")]
     Side {

@@ -130,6 +130,9 @@ pub(crate) fn heads(told: Option<usize>, width: usize) -> Result<usize> {
     Ok(heads)
 }
 
+/// Longest side in pixels that is believed; published towers take at most 384.
+const MAX_SIDE: usize = 2048;
+
 /// Vision transformer: patches, a class token, positions, layers.
 pub(crate) struct VisionTower {
     patches: Conv,
@@ -162,12 +165,9 @@ impl VisionTower {
         };
         let positions = w.get(keys.positions)?.reshape(((), width))?;
         let grid = ((positions.dim(0)? - 1) as f64).sqrt().round() as usize;
-        if grid == 0 || grid * grid + 1 != positions.dim(0)? {
-            return Err(w.misshapen(
-                keys.positions,
-                w.shape(keys.positions)?,
-                "a square of patches plus one is needed",
-            ));
+        if grid == 0 || grid * grid + 1 != positions.dim(0)? || grid.saturating_mul(patch) > MAX_SIDE {
+            let expected = format!("a square of patches plus one is needed, for pictures of at most {MAX_SIDE} a side");
+            return Err(w.misshapen(keys.positions, w.shape(keys.positions)?, expected));
         }
         Ok(Self {
             patches: Conv::load(w, keys.patches)?.stride(patch).padding(0),

@@ -6,6 +6,8 @@ use std::sync::Arc;
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
 
 use crate::error::{Result, VisionError};
 
@@ -25,8 +27,8 @@ enum Store {
     Loaded(BTreeMap<String, Tensor>),
 }
 
-/// Longest header that is believed; a checkpoint of 10,000 tensors needs about one megabyte.
-const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// Longest header that is believed: the networks of this room have at most some thousand tensors of a hundred bytes each.
+const MAX_HEADER_BYTES: u64 = 1 << 20;
 
 impl Weights {
     /// Maps a safetensors file. Nothing but the header is read until a tensor is asked for.
@@ -113,12 +115,19 @@ impl Weights {
     }
 
     /// A tensor as f32 on the device.
+    ///
+    /// # Errors
+    /// It is missing or empty, or its file has it in another type than floats or with infinities or no numbers in it.
     pub fn get(&self, key: &str) -> Result<Tensor> {
         let full = self.full(key);
+        let shape = self.shape(key)?;
+        if shape.contains(&0) {
+            return Err(self.misshapen(key, shape, "no axis of a weight is empty"));
+        }
         let tensor = match &*self.store {
-            Store::Mapped { file, keys } => {
-                if !keys.contains(&full) {
-                    return Err(VisionError::Missing { key: full });
+            Store::Mapped { file, .. } => {
+                if let Some(what) = wrong_values(&file.get(&full)?) {
+                    return Err(VisionError::Values { key: full, what });
                 }
                 file.load(&full, &self.device)?
             }
@@ -168,7 +177,31 @@ impl Weights {
     }
 }
 
-/// A hostile header costs fifteen times its size when parsed, so its length is looked at first.
+/// What a tensor of a file holds that no weight can be.
+fn wrong_values(view: &TensorView<'_>) -> Option<String> {
+    // All bits of the exponent: an infinity or no number.
+    let is_wrong = match view.dtype() {
+        Dtype::F32 => any_of(view.data(), |bytes| {
+            u32::from_le_bytes(bytes) & 0x7f80_0000 == 0x7f80_0000
+        }),
+        Dtype::F16 => any_of(view.data(), |bytes| u16::from_le_bytes(bytes) & 0x7c00 == 0x7c00),
+        Dtype::BF16 => any_of(view.data(), |bytes| u16::from_le_bytes(bytes) & 0x7f80 == 0x7f80),
+        // One beyond f32 becomes an infinity.
+        Dtype::F64 => any_of(view.data(), |bytes| !(f64::from_le_bytes(bytes) as f32).is_finite()),
+        other => return Some(format!("values of type {other:?}")),
+    };
+    is_wrong.then(|| "infinities or values that are no numbers".to_owned())
+}
+
+/// Whether any value is wrong. Looks at all, so that it goes at the memory's speed.
+fn any_of<const N: usize>(data: &[u8], is_wrong: impl Fn([u8; N]) -> bool) -> bool {
+    data.as_chunks()
+        .0
+        .iter()
+        .fold(false, |any, bytes| any | is_wrong(*bytes))
+}
+
+/// A hostile header costs twenty times its size when parsed, so its length is looked at first.
 fn check_header(path: &Path) -> std::result::Result<(), String> {
     use std::io::Read;
     let mut file = std::fs::File::open(path).map_err(|e| e.to_string())?;

@@ -120,3 +120,45 @@ fn a_tight_bound_makes_tiles_smaller_and_less_is_taken() {
         );
     }
 }
+
+/// What reading the dearest header that is believed may hold: its tensors' names, shapes and places.
+const HEADER_BYTES: usize = 32 << 20;
+
+#[test]
+fn a_hostile_header_holds_no_more_than_a_bound_and_an_impossible_one_nothing() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.safetensors");
+    let held = |header: &[u8], length: u64| {
+        std::fs::write(&path, [&length.to_le_bytes()[..], header].concat()).unwrap();
+        let (most, opened) = most_during(|| Weights::open(&path, &Device::Cpu));
+        (most, opened.is_ok())
+    };
+    for length in [u64::MAX, 1 << 60, 1 << 32, 2 << 20] {
+        let (most, is_open) = held(b"{}", length);
+        assert!(most <= 16 << 10 && !is_open, "a header of {length} bytes held {most}");
+    }
+    let tensors = |of: &dyn Fn(usize) -> String| {
+        let mut header = "{".to_owned();
+        for n in 0.. {
+            let one = of(n);
+            if header.len() + one.len() > 1 << 20 {
+                break;
+            }
+            header += &one;
+        }
+        header.pop();
+        header + "}"
+    };
+    // As many tensors as fit; names alone; one shape of very many axes; a note of very many pairs.
+    let empty = |n: usize| format!(r#""{n}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}},"#);
+    let axes = format!(
+        r#"{{"a":{{"dtype":"U8","shape":[{}0],"data_offsets":[0,0]}}}}"#,
+        "1,".repeat((512 << 10) - 50)
+    );
+    let notes = format!(r#"{{"__metadata__":{{{}"a":""}}}}"#, r#""a":"","#.repeat(125_000));
+    for header in [tensors(&empty), axes, notes] {
+        let (most, _) = held(header.as_bytes(), header.len() as u64);
+        assert!(most <= HEADER_BYTES, "{}… held {most} bytes", &header[..40]);
+    }
+}

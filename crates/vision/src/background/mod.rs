@@ -34,8 +34,8 @@ impl BackgroundRemover {
         let (least, most) = raw
             .iter()
             .fold((f32::MAX, f32::MIN), |(a, b), v| (a.min(*v), b.max(*v)));
-        if !least.is_finite() || !most.is_finite() {
-            return Err(VisionError::Input(
+        if raw.iter().any(|v| !v.is_finite()) {
+            return Err(VisionError::Misfit(
                 "the background remover gave values that are no numbers".into(),
             ));
         }

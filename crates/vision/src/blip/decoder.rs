@@ -50,6 +50,7 @@ impl Decoder {
         let bert = w.at("bert");
         let [_, width] = bert.dims("embeddings.word_embeddings.weight")?;
         let words = bert.get("embeddings.word_embeddings.weight")?;
+        let [_, _] = bert.dims("embeddings.position_embeddings.weight")?;
         let layers = (0..bert.count("encoder.layer"))
             .map(|n| Layer::load(&bert.at(format!("encoder.layer.{n}"))))
             .collect::<Result<_>>()?;

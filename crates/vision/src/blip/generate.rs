@@ -107,7 +107,8 @@ impl Rules {
     fn new(decoder: &Decoder, begin: &[u32], end: u32, settings: &CaptionSettings) -> Self {
         Self {
             min_length: settings.min_length,
-            max_length: settings.max_length.clamp(begin.len() + 1, decoder.context_len()),
+            // Where not even the beginning fits the decoder says so.
+            max_length: settings.max_length.min(decoder.context_len()).max(begin.len() + 1),
             penalty: if settings.repetition_penalty > 0.0 {
                 settings.repetition_penalty
             } else {

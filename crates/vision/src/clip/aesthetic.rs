@@ -101,7 +101,7 @@ impl AestheticScorer {
         let score = self.head.forward(&place)?.flatten_all()?.to_vec1::<f32>()?;
         match score.as_slice() {
             [score] if score.is_finite() => Ok(score.clamp(0.0, 10.0)),
-            _ => Err(VisionError::Input("the aesthetic head gave no number".into())),
+            _ => Err(VisionError::Misfit("the aesthetic head gave no number".into())),
         }
     }
 }

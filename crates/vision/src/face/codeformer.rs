@@ -88,7 +88,8 @@ impl CodeFormer {
     /// Side of the faces it takes: its positions are those of the encoder's last features.
     pub(crate) fn side(&self) -> usize {
         let positions = self.positions.dims().first().copied().unwrap_or(0);
-        positions.isqrt() << self.halvings()
+        let times = u32::try_from(self.halvings()).ok().and_then(|n| 1usize.checked_shl(n));
+        positions.isqrt().saturating_mul(times.unwrap_or(usize::MAX))
     }
 
     fn halvings(&self) -> usize {

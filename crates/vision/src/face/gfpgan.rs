@@ -137,7 +137,8 @@ impl Gfpgan {
 
     /// Side of the square faces it takes.
     pub(crate) fn side(&self) -> usize {
-        4 << self.down.len()
+        let times = u32::try_from(self.down.len()).ok().and_then(|n| 1usize.checked_shl(n));
+        4usize.saturating_mul(times.unwrap_or(usize::MAX))
     }
 
     /// (1, 3, side, side) RGB in -1..=1 to the same.
@@ -179,8 +180,11 @@ impl Gfpgan {
             out = conv1.forward(&out, &style(first)?)?;
             // The condition steers the last channels: all of them, or half.
             let (channels, steered) = (out.dim(1)?, scale.dim(1)?);
-            let kept = out.narrow(1, 0, channels - steered)?;
-            let changed = ((out.narrow(1, channels - steered, steered)? * scale)? + shift)?;
+            let free = channels.checked_sub(steered).ok_or_else(|| {
+                VisionError::Misfit(format!("a condition of {steered} channels does not fit {channels}"))
+            })?;
+            let kept = out.narrow(1, 0, free)?;
+            let changed = ((out.narrow(1, free, steered)? * scale)? + shift)?;
             out = Tensor::cat(&[&kept, &changed], 1)?;
             out = conv2.forward(&out, &style(first + 1)?)?;
             rgb = self.to_rgbs[n].forward(&out, &style(first + 2)?, Some(&rgb))?;

@@ -59,6 +59,9 @@ impl Network for RestoreFormer {
 /// RestoreFormer is convolutional and takes any size; it was trained on this one.
 const RESTOREFORMER_SIDE: usize = 512;
 
+/// Longest side of faces in pixels that is believed; published networks take 512.
+const MAX_SIDE: usize = 2048;
+
 impl FaceRestorer {
     /// Finds the architecture by the keys and reads it.
     pub fn load(weights: &Weights) -> Result<Self> {
@@ -72,6 +75,12 @@ impl FaceRestorer {
         } else {
             return Err(w.unknown("face restorer"));
         };
+        if !(1..=MAX_SIDE).contains(&network.side()) {
+            return Err(VisionError::Misfit(format!(
+                "a {architecture} for faces of {} pixels; at most {MAX_SIDE} are believed",
+                network.side()
+            )));
+        }
         Ok(Self {
             network,
             architecture,
@@ -113,7 +122,7 @@ impl FaceRestorer {
     pub fn repair(&self, face: &Planar) -> Result<Picture> {
         let mut repaired = self.forward(face)?;
         if repaired.data().iter().any(|v| !v.is_finite()) {
-            return Err(VisionError::Input(
+            return Err(VisionError::Misfit(
                 "the face restorer gave values that are no numbers".into(),
             ));
         }

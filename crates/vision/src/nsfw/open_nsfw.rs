@@ -92,6 +92,6 @@ impl OpenNsfw {
             .get(1)
             .copied()
             .filter(|s| s.is_finite())
-            .ok_or_else(|| VisionError::Input("the nsfw network gave no number".into()))
+            .ok_or_else(|| VisionError::Misfit("the nsfw network gave no number".into()))
     }
 }

@@ -69,7 +69,7 @@ impl SdSafetyChecker {
             |c: &Concepts| -> Result<Vec<f32>> { Ok(c.places.matmul(&place.t()?)?.flatten_all()?.to_vec1::<f32>()?) };
         let (special, concepts) = (cosines(&self.special)?, cosines(&self.concepts)?);
         if special.iter().chain(&concepts).any(|c| !c.is_finite()) {
-            return Err(VisionError::Input(
+            return Err(VisionError::Misfit(
                 "the safety checker gave values that are no numbers".into(),
             ));
         }

@@ -162,7 +162,9 @@ impl Upscaler {
         let y = y.narrow(2, 0, height * scale)?.narrow(3, 0, width * scale)?;
         let data = y.flatten_all()?.to_vec1::<f32>()?;
         if data.iter().any(|v| !v.is_finite()) {
-            return Err(VisionError::Input("the network gave values that are no numbers".into()));
+            return Err(VisionError::Misfit(
+                "the upscaler gave values that are no numbers".into(),
+            ));
         }
         Ok(Planar::new(3, (width * scale) as u32, (height * scale) as u32, data)?)
     }

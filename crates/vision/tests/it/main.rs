@@ -6,6 +6,7 @@ mod runner;
 
 mod faces;
 mod fidelity;
+mod hostile;
 mod made_up;
 mod post;
 mod real;

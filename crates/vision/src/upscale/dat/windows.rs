@@ -20,6 +20,8 @@ pub(super) struct Windows {
 
 /// Longest side of a window that is believed; published models have at most 32.
 const MAX_WINDOW: usize = 64;
+/// Most numbers in the masks of one attention, which a file of a few bytes could ask for; published models need 800 thousand.
+const MAX_MASK: usize = 16 << 20;
 /// Added to scores between places that the shift brought together.
 const APART: f32 = -100.0;
 
@@ -40,6 +42,11 @@ impl Windows {
         let sane = |n: usize| (1..=MAX_WINDOW).contains(&n);
         if !sane(height) || !sane(width) || n != (2 * height - 1) * (2 * width - 1) {
             let expected = format!("every relative place of a window of at most {MAX_WINDOW} a side is needed");
+            return Err(w.misshapen("rpe_biases", w.shape("rpe_biases")?, expected));
+        }
+        let n_masks = if shifted { 4 } else { 1 };
+        if n_masks * n_heads * (height * width).pow(2) > MAX_MASK {
+            let expected = format!("{n_heads} heads over windows of {height}x{width} are too many");
             return Err(w.misshapen("rpe_biases", w.shape("rpe_biases")?, expected));
         }
         let biases = position_biases(&w.at("pos"), &places)?; // (n, heads)
