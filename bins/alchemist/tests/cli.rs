@@ -41,7 +41,16 @@ fn help_names_the_worker() {
 #[test]
 fn forms_without_files_end_with_66_and_unknown_forms_with_the_nearest_name() {
     refused("[alchemist]\nforms = [\"caption\"]", 66, &["no form has all its files"]);
-    refused("[alchemist]\nforms = [\"captoin\"]", 78, &["captoin", "caption"]);
+    refused(
+        "[alchemist]\nforms = [\"captoin\"]",
+        78,
+        &["`captoin`", "did you mean `caption`?"],
+    );
+    refused(
+        "[alchemist]\nforms = [\"divination\"]",
+        78,
+        &["`divination`", "the forms are caption, "],
+    );
 }
 
 #[test]

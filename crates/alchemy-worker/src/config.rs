@@ -46,13 +46,15 @@ impl Config {
         }
     }
 
+    /// The first form that is named and that this worker cannot do.
+    pub fn unknown_form(&self) -> Option<&str> {
+        let is_known = |name: &str| forms::KNOWN.iter().any(|known| known.as_str() == name);
+        self.forms.iter().map(String::as_str).find(|name| !is_known(name))
+    }
+
     /// Why a value cannot be, naming its key.
     pub fn check(&self) -> Result<(), String> {
-        if let Some(unknown) = self
-            .forms
-            .iter()
-            .find(|f| !forms::KNOWN.iter().any(|k| k.as_str() == f.as_str()))
-        {
+        if let Some(unknown) = self.unknown_form() {
             return Err(format!(
                 "`alchemist.forms` names `{unknown}`, which this worker cannot do"
             ));

@@ -8,7 +8,7 @@ use model_store::reference::Kind;
 use model_store::trust::Trust;
 use serde_json::Value;
 use worker_app::models::ModelsVerb;
-use worker_app::{Check, Choice, Common, Context, DeviceFound, Program, Stop};
+use worker_app::{Check, Choice, Common, Context, DeviceFound, Program, Stop, nearest};
 
 use crate::backend::{AlchemyBackend, BackendSettings};
 use crate::config::Config;
@@ -78,10 +78,15 @@ impl Program for Alchemist {
     type Command = AlchemistCommand;
 
     fn check(config: &Config, _common: &Common) -> Result<(), Stop> {
-        let known = forms::KNOWN.each_ref().map(|f| f.as_str()).join(", ");
-        config
-            .check()
-            .map_err(|message| Stop::config(message).hint(format!("Forms this worker can do: {known}")))
+        config.check().map_err(|message| {
+            let stop = Stop::config(message);
+            let known = forms::KNOWN.each_ref().map(|form| form.as_str());
+            match config.unknown_form().map(|name| nearest(name, known)) {
+                Some(Some(near)) => stop.hint(format!("did you mean `{near}`?")),
+                Some(None) => stop.hint(format!("the forms are {}", known.join(", "))),
+                None => stop,
+            }
+        })
     }
 
     fn models(context: &Context<Self>) -> Result<(), Stop> {
@@ -91,13 +96,9 @@ impl Program for Alchemist {
             let folder = context.models_dir.display();
             return Err(match verified.refused.first() {
                 None => {
-                    let lacking = verified.missing.iter();
-                    let models: BTreeSet<&str> = lacking
-                        .flat_map(|(form, _)| Needs::of(form).models.iter().copied())
-                        .collect();
-                    let models: Vec<&str> = models.into_iter().collect();
+                    let models = models_for(verified.missing.iter().map(|(form, _)| form));
                     Stop::no_model(format!("no form has all its files in `{folder}`"))
-                        .hint(format!("`alchemist models pull {}` fetches them", models.join(" ")))
+                        .hint(format!("`alchemist models pull {models}` fetches them"))
                 }
                 Some(refused) => Stop::no_model(format!(
                     "no form can be served: `{}` {}",
@@ -108,8 +109,16 @@ impl Program for Alchemist {
             });
         }
         // Without a wish everything is optional.
-        for (form, path) in verified.missing.iter().filter(|_| !context.config.forms.is_empty()) {
-            tracing::warn!(form = form.as_str(), missing = %path.display(), "a form is not offered");
+        if !context.config.forms.is_empty() && !verified.missing.is_empty() {
+            let names: Vec<&str> = verified.missing.iter().map(|(form, _)| form.as_str()).collect();
+            let pull = match models_for(verified.missing.iter().map(|(form, _)| form)) {
+                models if models.is_empty() => String::new(),
+                models => format!("; `alchemist models pull {models}` fetches them"),
+            };
+            tracing::warn!(
+                "files are missing, so these forms are not offered: {}{pull}",
+                names.join(", ")
+            );
         }
         Ok(())
     }
@@ -250,18 +259,21 @@ impl Program for Alchemist {
             ..context.config.wanted()
         };
         let (_, missing) = forms::installed(&wanted, &context.models_dir);
-        let models: BTreeSet<&str> = missing
-            .iter()
-            .flat_map(|(form, _)| Needs::of(form).models.iter().copied())
-            .collect();
-        let names: Vec<&str> = models.into_iter().collect();
-        (!names.is_empty()).then(|| format!("Fetch what is missing: `alchemist models pull {}`", names.join(" ")))
+        let models = models_for(missing.iter().map(|(form, _)| form));
+        (!models.is_empty()).then(|| format!("Fetch what is missing: `alchemist models pull {models}`"))
     }
 
     fn command(command: AlchemistCommand, context: &Context<Self>) -> Result<(), Stop> {
         let AlchemistCommand::Models(verb) = command;
         worker_app::models::run(&verb, &KINDS, context)
     }
+}
+
+/// Names for `models pull` of all that these forms need, each once, with blanks between.
+fn models_for<'a>(forms: impl IntoIterator<Item = &'a Form>) -> String {
+    let needed = forms.into_iter().flat_map(|form| Needs::of(form).models);
+    let needed: BTreeSet<&str> = needed.copied().collect();
+    needed.into_iter().collect::<Vec<_>>().join(" ")
 }
 
 /// This machine, with the device that forms would run on.
@@ -283,21 +295,16 @@ fn could_be_served(context: &Context<Alchemist>, missing: &Missing) -> Option<Ch
         return None;
     }
     let fitting = fit::proposed(&forms, &machine(None));
-    let models: BTreeSet<&str> = fitting
-        .iter()
-        .flat_map(|form| Needs::of(form).models.iter().copied())
-        .collect();
-    let models: Vec<&str> = models.into_iter().collect();
+    let models = models_for(&fitting);
     let folder = context.models_dir.display();
     let check = Check::ok(
         "other forms",
         format!("their files are not in `{folder}`: {}", names.join(", ")),
     );
-    Some(match models.as_slice() {
-        [] => check.hint("`alchemist models list --all` names what can be fetched"),
+    Some(match models.as_str() {
+        "" => check.hint("`alchemist models list --all` names what can be fetched"),
         models => check.hint(format!(
-            "`alchemist models pull {}` fetches all that is quick enough on this processor",
-            models.join(" ")
+            "`alchemist models pull {models}` fetches all that is quick enough on this processor"
         )),
     })
 }

@@ -24,3 +24,4 @@ pub(crate) use app::{context, forget_key_in_environment};
 pub use config::Common;
 pub use program::{Choice, Context, DeviceFound, NoCommand, Program};
 pub use stop::{Check, Stop, Verdict};
+pub use text::nearest;

@@ -54,7 +54,7 @@ pub fn nearest<'a>(typed: &str, candidates: impl IntoIterator<Item = &'a str>) -
     let lower = typed.to_lowercase().replace('-', "_");
     candidates
         .into_iter()
-        .map(|candidate| (strsim::jaro_winkler(&lower, candidate), candidate))
+        .map(|candidate| (strsim::jaro_winkler(&lower, &candidate.to_lowercase()), candidate))
         .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
@@ -86,5 +86,6 @@ mod tests {
         assert_eq!(nearest("wroker_name", keys), Some("worker_name"));
         assert_eq!(nearest("Worker-Name", keys), Some("worker_name"));
         assert_eq!(nearest("temperature", keys), None);
+        assert_eq!(nearest("codeformer", ["GFPGAN", "CodeFormers"]), Some("CodeFormers"));
     }
 }

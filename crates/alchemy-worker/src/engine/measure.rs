@@ -40,8 +40,9 @@ pub(super) fn open_all(shared: &Shared) {
                 pace::LEASE_SECONDS
             ),
             Ok(pace) => {
+                let of = if task.is_per_tile() { "tile" } else { "picture" };
                 tracing::info!(
-                    "{form} is offered: {:.1} s for a tile, sources of up to {} tiles",
+                    "{form} is offered: {:.1} s for a {of}, sources of up to {} tiles",
                     pace.seconds(1.0),
                     pace.most_tiles().clamp(1, shared.settings.max_tiles)
                 );
