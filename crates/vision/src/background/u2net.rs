@@ -169,3 +169,24 @@ impl Block {
         Ok((hidden + input)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::made_up::case;
+
+    #[test]
+    fn a_thin_isnet_gives_the_references_numbers() {
+        let (tensors, stored) = case("u2net/isnet");
+        let w = Weights::from_tensors(tensors, &Device::Cpu);
+        assert!(fits(&w));
+        let net = U2net::load(&w).unwrap();
+        assert!(net.is_isnet());
+        let apart = (net.forward(&stored["x"]).unwrap() - &stored["y"]).unwrap();
+        let most = apart.abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        // The map's own spread is 0.07.
+        assert!(most.to_scalar::<f32>().unwrap() <= 1e-5, "differs by {most}");
+    }
+}

@@ -95,3 +95,31 @@ impl OpenNsfw {
             .ok_or_else(|| VisionError::Misfit("the nsfw network gave no number".into()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+    use crate::made_up::case;
+
+    #[test]
+    fn a_thin_network_gives_the_published_graphs_scores() {
+        let (mut tensors, stored) = case("nsfw/open_nsfw");
+        let head = &tensors["fc_nsfw.weight"] / 16.0;
+        tensors.insert("fc_nsfw.weight".into(), head.unwrap());
+        let net = OpenNsfw::load(&Weights::from_tensors(tensors, &Device::Cpu)).unwrap();
+        for (n, expected) in stored["y"].to_vec1::<f32>().unwrap().into_iter().enumerate() {
+            let striped = (0..256 * 256).flat_map(|at| {
+                let (x, y) = (at % 256, at / 256);
+                [0, 1, 2].map(|c| ((x * (n + 1) + y * (2 * n + 1)) >> c) as u8)
+            });
+            let picture = Picture::from_rgb(256, 256, striped.collect()).unwrap();
+            let score = net.score(&picture).unwrap();
+            assert!(
+                (score - expected).abs() <= 1e-5,
+                "picture {n}: {score} and not {expected}"
+            );
+        }
+    }
+}

@@ -34,6 +34,31 @@ fn the_detector_gives_the_references_numbers_on_a_photograph() {
 }
 
 #[test]
+fn a_detector_with_a_thin_resnet_gives_the_references_numbers() {
+    let (tensors, stored) = made_up::case("faces/retinaface_resnet50");
+    let net = FaceDetector::load(&Weights::from_tensors(tensors, &Device::Cpu)).unwrap();
+    let (height, width, _) = stored["x"].dims3().unwrap();
+    let bytes = stored["x"].flatten_all().unwrap().to_vec1().unwrap();
+    let raw = net
+        .forward(&imaging::Picture::from_rgb(width as u32, height as u32, bytes).unwrap())
+        .unwrap();
+    let expected = stored["y"].to_vec2::<f32>().unwrap();
+    assert_eq!(
+        (raw.scores.len(), raw.bounds.len()),
+        (expected.len(), 4 * expected.len())
+    );
+    for (n, row) in expected.iter().enumerate() {
+        let (bounds, landmarks) = (&raw.bounds[4 * n..][..4], &raw.landmarks[10 * n..][..10]);
+        let got = std::iter::once(&raw.scores[n]).chain(bounds).chain(landmarks);
+        // Scores are 0 to 1, offsets of these made-up weights up to 115.
+        for (at, (got, wanted)) in got.zip(row).enumerate() {
+            let bound = if at == 0 { 1e-3 } else { 5e-3 };
+            assert!((got - wanted).abs() <= bound, "prior {n}, {at}: {got} and not {wanted}");
+        }
+    }
+}
+
+#[test]
 fn one_face_is_found_and_its_features_stand_where_they_should() {
     let faces = detector().detect(&photo(), 0.9, 1024).unwrap();
     assert_eq!(faces.len(), 1, "{faces:?}");
