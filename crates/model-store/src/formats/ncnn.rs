@@ -238,6 +238,10 @@ mod tests {
         for cut in 0..good.len() {
             assert!(read_upscaler(PARAM, &good[..cut]).is_err(), "{cut}");
         }
+        // The last line is whole without its end.
+        for cut in 0..PARAM.len() - 1 {
+            assert!(read_upscaler(&PARAM[..cut], &good).is_err(), "{cut}");
+        }
         let mut longer = good.clone();
         longer.push(0);
         assert!(read_upscaler(PARAM, &longer).is_err());

@@ -5,7 +5,9 @@
 
 mod names;
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use prost::Message;
 
@@ -78,7 +80,9 @@ const FLOAT: i32 = 1;
 /// A graph with its constants by name.
 struct Read {
     nodes: Vec<Node>,
-    constants: HashMap<String, Numbers>,
+    constants: HashMap<String, Rc<Numbers>>,
+    /// Bytes that tensors may still take: together no more than the file, however often it names the same numbers.
+    left: Cell<usize>,
 }
 
 /// Reads `bytes` and names the tensors of `network` as its authors did, everything as f32.
@@ -87,15 +91,18 @@ pub fn read(bytes: &[u8], network: Network) -> Result<Vec<Tensor>, Refusal> {
     let graph = model
         .graph
         .ok_or_else(|| Refusal::Malformed("the ONNX file has no graph".into()))?;
-    let mut constants: HashMap<String, Numbers> = graph
+    let mut constants: HashMap<String, Rc<Numbers>> = graph
         .initializers
         .into_iter()
-        .map(|numbers| (numbers.name.clone(), numbers))
+        .map(|numbers| (numbers.name.clone(), Rc::new(numbers)))
         .collect();
     for node in &graph.nodes {
         let Some(output) = node.outputs.first() else { continue };
         let value = match node.kind.as_str() {
-            "Constant" => node.attributes.first().and_then(|attribute| attribute.tensor.clone()),
+            "Constant" => {
+                let tensor = node.attributes.first().and_then(|attribute| attribute.tensor.clone());
+                tensor.map(Rc::new)
+            }
             "Identity" => node.inputs.first().and_then(|input| constants.get(input).cloned()),
             _ => None,
         };
@@ -106,6 +113,7 @@ pub fn read(bytes: &[u8], network: Network) -> Result<Vec<Tensor>, Refusal> {
     let read = Read {
         nodes: graph.nodes,
         constants,
+        left: Cell::new(bytes.len()),
     };
     let mut tensors = match network {
         Network::U2netP => names::u2netp(&read)?,
@@ -151,6 +159,11 @@ impl Read {
         }
         let shape: Result<Vec<u64>, _> = numbers.dims.iter().map(|dim| u64::try_from(*dim)).collect();
         let shape = shape.map_err(|_| Refusal::Malformed(format!("`{of}` has a negative axis")))?;
+        let len = numbers.raw.len().max(4 * numbers.floats.len());
+        let left = self.left.get().checked_sub(len).ok_or_else(|| {
+            Refusal::Malformed(format!("its tensors are larger than the file; `{of}` is one too many"))
+        })?;
+        self.left.set(left);
         let bytes = if numbers.raw.is_empty() {
             numbers.floats.iter().flat_map(|value| value.to_le_bytes()).collect()
         } else {
@@ -250,5 +263,66 @@ mod tests {
         for cut in 1..bytes.len() {
             assert!(read(&bytes[..cut], Network::U2netP).is_err());
         }
+    }
+
+    /// U²-Net p's, those of the sides included.
+    const CONVOLUTIONS: usize = 119;
+
+    /// As many convolutions as U²-Net p has; `weight` says whose numbers each takes.
+    fn u2netp_like(weight: impl Fn(usize) -> String, numbers: usize) -> Vec<u8> {
+        let values = |name: String, n: usize| Numbers {
+            dims: vec![n as i64, 1, 1, 1],
+            data_type: FLOAT,
+            raw: 0.5f32.to_le_bytes().repeat(n),
+            name,
+            ..Numbers::default()
+        };
+        let initializers =
+            (0..CONVOLUTIONS).flat_map(|n| [values(format!("w{n}"), numbers), values(format!("b{n}"), 1)]);
+        let nodes = (0..CONVOLUTIONS).map(|n| Node {
+            inputs: vec!["x".into(), weight(n), format!("b{n}")],
+            outputs: vec![format!("y{n}")],
+            kind: "Conv".into(),
+            ..Node::default()
+        });
+        let graph = Graph {
+            nodes: nodes.collect(),
+            initializers: initializers.collect(),
+        };
+        Model { graph: Some(graph) }.encode_to_vec()
+    }
+
+    #[test]
+    fn a_file_torn_anywhere_is_refused() {
+        let whole = u2netp_like(|n| format!("w{n}"), 9);
+        assert_eq!(read(&whole, Network::U2netP).unwrap().len(), 2 * CONVOLUTIONS);
+        for part in 0..50 {
+            assert!(
+                read(&whole[..whole.len() * part / 50], Network::U2netP).is_err(),
+                "{part}"
+            );
+        }
+        assert!(read(&whole[..whole.len() - 1], Network::U2netP).is_err());
+    }
+
+    #[test]
+    fn one_tensor_named_again_and_again_takes_no_more_than_the_file() {
+        // What is shared and small is within it.
+        let shared = read(&u2netp_like(|_| "w0".into(), 2), Network::U2netP).unwrap();
+        assert_eq!(shared.len(), 2 * CONVOLUTIONS);
+        // A hundred megabytes of a file of one.
+        let values = Numbers {
+            dims: vec![1 << 18],
+            data_type: FLOAT,
+            raw: vec![0; 1 << 20],
+            name: "w".into(),
+            ..Numbers::default()
+        };
+        let Model { graph } = Model::decode(&u2netp_like(|_| "w".into(), 1)[..]).unwrap();
+        let mut graph = graph.unwrap();
+        graph.initializers.push(values);
+        let bytes = Model { graph: Some(graph) }.encode_to_vec();
+        let refusal = read(&bytes, Network::U2netP).map(drop).unwrap_err();
+        assert!(refusal.to_string().contains("larger than the file"), "{refusal}");
     }
 }
