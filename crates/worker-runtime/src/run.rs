@@ -194,7 +194,11 @@ impl<B: Backend> Worker<B> {
                     }
                 }
                 Some(_) = self.lives.join_next() => {}
-                Some(command) = self.controls.commands.recv() => self.wish = self.wish.on(command, Instant::now()),
+                Some(command) = self.controls.commands.recv() => {
+                    self.wish = self.wish.on(command, Instant::now());
+                    // Whoever gave it looks for what it did.
+                    self.shop.board.write(|_| ());
+                }
                 Ok(()) = self.controls.shutdown.changed() => {}
                 () = self.shop.board.changed() => {}
                 () = until(wake) => {}

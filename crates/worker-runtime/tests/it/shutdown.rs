@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use local_horde::Fate;
 use tokio::time::Instant;
+use worker_runtime::status::{Stage, State};
 use worker_runtime::{Command, Shutdown};
 
 use crate::toy::Toy;
@@ -190,6 +191,31 @@ async fn a_pause_finishes_what_runs_then_empties_the_devices_and_resuming_loads_
     tokio::time::sleep(s(300)).await;
     assert_eq!(world.count(Call::Pop), pops);
     worker.until(|status| status.totals.submitted == 10).await;
+    worker.finish().await.expect("a good end");
+    assert_eq!(world.reckon(dir.path(), &BTreeSet::new()), Vec::<String>::new());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_shows_at_once_although_a_long_job_says_nothing() {
+    let (world, dir) = (World::new(1), tempfile::tempdir().expect("a directory"));
+    world.file("steps=1 ms=60000", 1);
+    let mut worker = world.start(dir.path(), one(), world.settings(1));
+    worker
+        .until(|status| status.jobs.iter().any(|job| job.stage == Stage::Running))
+        .await;
+    tokio::time::sleep(s(20)).await;
+    for (order, shown) in [
+        (Command::Finish, State::Finishing),
+        (Command::Resume, State::Running),
+        (Command::Stop, State::Stopping),
+    ] {
+        // Somewhere between two tellings that nothing has changed.
+        tokio::time::sleep(Duration::from_millis(5_700)).await;
+        let asked = Instant::now();
+        worker.commands.send(order).await.expect("sent");
+        worker.until(|status| status.state == shown).await;
+        assert!(asked.elapsed() <= s(1), "{shown:?} after {:?}", asked.elapsed());
+    }
     worker.finish().await.expect("a good end");
     assert_eq!(world.reckon(dir.path(), &BTreeSet::new()), Vec::<String>::new());
 }
