@@ -9,9 +9,9 @@ use vision::{Device, Weights};
 
 use crate::room::Need;
 
-/// What a tile of [`SMALLEST_TILE`] holds in the widest of the Horde's upscalers, RRDBNet with 64 features: 3,264
-/// numbers a pixel.
-const TILE_BYTES: u64 = 128 * 128 * 3_264 * 4;
+/// What a tile of [`SMALLEST_TILE`] holds in the widest of the Horde's upscalers, RRDBNet with 64 features: 880 numbers a
+/// pixel, and 3,072 more for the 68 rows that are enlarged at once.
+const TILE_BYTES: u64 = (128 * 128 * 880 + 128 * 68 * 3_072) * 4;
 /// Face networks work at 512×512 with up to 64 features, where one layer's output is 64 MiB, detectors at up to
 /// 1024×1024 with half of that: so much is sixteen layers at once.
 const FACE_BYTES: u64 = 1 << 30;

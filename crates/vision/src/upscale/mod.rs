@@ -6,6 +6,7 @@ mod plksr;
 mod rrdb;
 mod span;
 mod srvgg;
+mod strips;
 mod tiles;
 
 use candle_core::Tensor;
@@ -36,8 +37,8 @@ pub(crate) trait Network: Send + Sync {
         Tiling::default().tile
     }
 
-    /// Estimate of the f32 values held at once per source pixel.
-    fn floats_per_pixel(&self) -> usize;
+    /// Estimate of the f32 values held at once for a piece of so many source pixels.
+    fn floats(&self, width: usize, height: usize) -> usize;
 
     /// (1, 3, h, w) to (1, 3, h scale, w scale).
     fn forward(&self, x: &Tensor) -> Result<Tensor>;

@@ -116,8 +116,9 @@ impl TilePlan {
             _ => evenly(len, limit, overlap, grid),
         };
         let (columns, rows) = (cut(width), cut(height));
-        let tile_pixels = longest(&columns) * longest(&rows);
-        let one_tile = tile_pixels.saturating_mul(network.floats_per_pixel() * 4);
+        let one_tile = network
+            .floats(longest(&columns), longest(&rows))
+            .saturating_mul(size_of::<f32>());
         // A pixel of a band exists as sums, in finished rows also by itself, as colours and with its alpha; a picture of
         // one tile has no sums.
         let sums = if columns.len() * rows.len() > 1 { 12 } else { 0 };

@@ -147,10 +147,12 @@ impl Network for RealPlksr {
         self.scale
     }
 
-    fn floats_per_pixel(&self) -> usize {
+    fn floats(&self, width: usize, height: usize) -> usize {
         // Offsets of every target pixel: several maps of them, then the taps of each group.
         let sampling = self.dysample.as_ref().map_or(0, |d| 12 * d.offset.out_channels());
-        8 * self.first.out_channels() + 8 * 3 * self.scale * self.scale + sampling
+        width
+            .saturating_mul(height)
+            .saturating_mul(8 * self.first.out_channels() + 8 * 3 * self.scale * self.scale + sampling)
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {

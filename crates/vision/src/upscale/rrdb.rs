@@ -6,6 +6,7 @@ use candle_core::Tensor;
 use tensor_ops::After;
 
 use super::Network;
+use super::strips::{in_strips, strip_pixels};
 use crate::error::{Result, VisionError};
 use crate::layers::{Act, Conv, pixel_unshuffle, upsample_nearest};
 use crate::weights::Weights;
@@ -25,6 +26,10 @@ pub(crate) struct Rrdb {
 
 /// Five convolutions, each of which sees all that came before.
 struct Dense([Conv; 5]);
+
+/// How many rows up and down the enlargement looks: the last two convolutions two, and behind each enlargement one more of
+/// half the size, which are two again.
+const HALO: usize = 2;
 
 /// Where a layout keeps its parts.
 struct Layout {
@@ -156,6 +161,17 @@ impl Dense {
     }
 }
 
+impl Rrdb {
+    /// (b, features, h, w) to the colours.
+    fn enlarged(&self, body: &Tensor) -> Result<Tensor> {
+        let mut x = body.clone();
+        for up in &self.up {
+            x = up.forward_act(&upsample_nearest(&x, 2)?, SLOPE)?; // (b, features, 2 h, 2 w)
+        }
+        self.last.forward(&self.high_res.forward_act(&x, SLOPE)?)
+    }
+}
+
 impl Network for Rrdb {
     fn scale(&self) -> usize {
         (1 << self.up.len()) / self.unshuffle
@@ -165,16 +181,21 @@ impl Network for Rrdb {
         self.unshuffle
     }
 
-    fn floats_per_pixel(&self) -> usize {
-        // The last dense block's inputs side by side, on cards copied into one, or the enlarged features, whichever is
-        // more; both at twice their size because a layer's input and output live together.
+    fn floats(&self, width: usize, height: usize) -> usize {
+        let (pixels, folded) = (width * height, self.unshuffle * self.unshuffle);
+        // The last dense block's inputs side by side, on cards copied into one, at twice their size because a layer's
+        // input and output live together.
         let features = self.first.out_channels();
         let growth = self.blocks.first().map_or(0, |b| b[0].0[0].out_channels());
-        let dense = 2 * (features + 4 * growth) + 4 * features;
-        let enlarged = 3 * features * (1 << self.up.len()) * (1 << self.up.len());
-        // The colours of the result: as a tensor, as planes and on the way between.
-        let colours = 4 * 3 * self.scale() * self.scale();
-        dense.max(enlarged) / (self.unshuffle * self.unshuffle) + colours
+        let dense = (2 * (features + 4 * growth) + 4 * features) / folded;
+        // The colours of the result: as a tensor, as its strips, as planes and on the way between.
+        let colours = 5 * 3 * self.scale() * self.scale();
+        // A layer's input and output and what comes of the former, enlarged.
+        let enlarged = (3 * features) << (2 * self.up.len());
+        let strip = strip_pixels(width.div_ceil(self.unshuffle), height.div_ceil(self.unshuffle), HALO);
+        pixels
+            .saturating_mul(dense + colours)
+            .saturating_add(strip.saturating_mul(enlarged))
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -192,10 +213,41 @@ impl Network for Rrdb {
             }
             body = ((inner * 0.2)? + &body)?;
         }
-        let mut x = (self.trunk.forward(&body)? + first)?;
-        for up in &self.up {
-            x = up.forward_act(&upsample_nearest(&x, 2)?, SLOPE)?; // (b, features, 2 h, 2 w)
+        let body = (self.trunk.forward(&body)? + first)?;
+        in_strips(&body, HALO, |strip| self.enlarged(strip))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn the_enlargement_in_strips_is_that_of_the_whole() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models/alchemy/esrgan_x4.safetensors");
+        let weights = Weights::open(&file, &Device::Cpu).unwrap();
+        let mut net = Rrdb::load(&weights.unwrapped(&["net"])).unwrap();
+        assert_eq!(net.up.len(), 2);
+        for n_up in [2, 1, 0] {
+            net.up.truncate(n_up);
+            let features = net.first.out_channels();
+            let body = Tensor::randn(0f32, 1.0, (1, features, 150, 128), &Device::Cpu).unwrap();
+            let whole = net.enlarged(&body).unwrap();
+            let cut = in_strips(&body, HALO, |strip| net.enlarged(strip)).unwrap();
+            let apart = (&whole - cut).unwrap().abs().unwrap().flatten_all().unwrap();
+            let apart = apart.max(0).unwrap().to_scalar::<f32>().unwrap();
+            let size = whole.abs().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(apart <= 1e-3 * size, "{n_up} enlargements: {apart} of {size}");
+            let blind = in_strips(&body, HALO - 1, |strip| net.enlarged(strip)).unwrap();
+            let apart = (whole - blind).unwrap().abs().unwrap().flatten_all().unwrap();
+            assert!(
+                apart.max(0).unwrap().to_scalar::<f32>().unwrap() > 1e-2 * size,
+                "{n_up}"
+            );
         }
-        self.last.forward(&self.high_res.forward_act(&x, SLOPE)?)
     }
 }

@@ -97,8 +97,10 @@ impl Network for Span {
         self.scale
     }
 
-    fn floats_per_pixel(&self) -> usize {
-        12 * self.first.out_channels() + 4 * 3 * self.scale * self.scale
+    fn floats(&self, width: usize, height: usize) -> usize {
+        width
+            .saturating_mul(height)
+            .saturating_mul(12 * self.first.out_channels() + 4 * 3 * self.scale * self.scale)
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -154,8 +154,8 @@ pub(super) mod tests {
         fn scale(&self) -> usize {
             self.0
         }
-        fn floats_per_pixel(&self) -> usize {
-            100
+        fn floats(&self, width: usize, height: usize) -> usize {
+            100 * width * height
         }
         fn forward(&self, x: &candle_core::Tensor) -> Result<candle_core::Tensor> {
             crate::layers::upsample_nearest(x, self.0)

@@ -330,14 +330,14 @@ impl Network for Dat {
         sides.max().unwrap_or(1)
     }
 
-    fn floats_per_pixel(&self) -> usize {
+    fn floats(&self, width: usize, height: usize) -> usize {
         // A block holds queries, keys, values, their windows and the results; the end holds two enlarged maps of 64.
         let blocks = 20 * self.first.out_channels();
         let end = match &self.up {
             Up::Direct(conv) => 2 * conv.out_channels(),
             Up::Shuffles { before, .. } => 3 * before.out_channels() * self.scale * self.scale,
         };
-        blocks.max(end)
+        width.saturating_mul(height).saturating_mul(blocks.max(end))
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
