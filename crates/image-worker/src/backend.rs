@@ -14,6 +14,7 @@ use horde_client::kind::PoppedJob;
 use horde_client::metadata::{MOST_ENTRIES, Metadata, MetadataType, MetadataValue};
 use model_store::reference::Baseline;
 use serde_bytes::ByteBuf;
+use vision::safety::mentions;
 use worker_app::Common;
 use worker_runtime::backend::{Backend, EngineReport, Fault, Finished, NothingToOffer};
 
@@ -165,12 +166,9 @@ impl Backend for DreamerBackend {
         }
         let params = payload.params;
         let asked = params.prompt.unwrap_or_default();
-        let lower = asked.to_lowercase();
-        let has_censored_word = self
-            .config
-            .censorlist
-            .iter()
-            .any(|word| lower.contains(&word.to_lowercase()));
+        let named = found.loras.iter().flat_map(|lora| &lora.words);
+        let said = named.fold(asked.clone(), |said, word| said + " , " + word);
+        let has_censored_word = mentions(&said, &self.config.censorlist);
         Ok(Work {
             model,
             prompt: prompt::compose(&asked, order.seed, &found.inversions, &found.triggers),

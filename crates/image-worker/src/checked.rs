@@ -1,5 +1,7 @@
 //! The one way from a picture to something that may be handed in: a look at what it shows.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use horde_client::metadata::{Metadata, MetadataType, MetadataValue, State};
 use imaging::{Picture, WebpOptions, encode_webp};
 use serde_bytes::ByteBuf;
@@ -11,7 +13,8 @@ use crate::work::{Made, Output};
 /// What a checker is told besides the picture.
 #[derive(Clone, Copy)]
 pub struct About<'a> {
-    /// The names of LoRAs and inversions and the whole prompt, the negative part after `###`.
+    /// The names, titles and trained words of LoRAs, the names of inversions and the whole prompt, the negative part after
+    /// `###`.
     pub prompt: &'a str,
     /// The reference flags the model.
     pub is_nsfw_model: bool,
@@ -56,11 +59,12 @@ impl Gate {
     /// Looks at a picture, replaces it where that is due.
     ///
     /// # Errors
-    /// The checker failed. There is no way to hand the picture in then.
+    /// The checker failed, be it by a panic. There is no way to hand the picture in then; those beside it live.
     pub fn pass(&self, picture: Picture, about: About<'_>, policy: Policy) -> Result<Checked, Fault> {
         let rating = match self {
-            Self::Checker(checker) => checker
-                .rate(&picture, about)
+            Self::Checker(checker) => catch_unwind(AssertUnwindSafe(|| checker.rate(&picture, about)))
+                // Its message may hold anything, and is on standard error already.
+                .unwrap_or_else(|_| Err("it panicked".into()))
                 .map_err(|reason| Fault::of_worker(format!("the content check failed: {reason}")))?,
             Self::UncheckedOnLoopback => Rating::Ok,
         };

@@ -23,7 +23,7 @@ use crate::program::HINT_MODELS;
 use crate::resident::{Refused, Resident};
 use crate::room::{Offer, Room, SMALLEST_PIXELS, Shortage};
 use crate::steps::{Nobody, Steps};
-use crate::work::{Made, Output, Work};
+use crate::work::{LoraFile, Made, Output, Work};
 
 /// What the child needs to load.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -334,12 +334,20 @@ fn post_fault(error: VisionError) -> Fault {
     }
 }
 
-/// All words of a job: what its LoRAs and inversions are called says as much as its prompt.
+/// All words of a job: what its LoRAs and inversions are called and were trained on says as much as its prompt. A LoRA put on
+/// backwards keeps away what it is for, so its words stand in the negative part as well.
 fn said(work: &Work) -> String {
-    let loras = work.loras.iter().map(|lora| lora.name.as_str());
-    let names = loras.chain(work.embeddings.iter().map(|(name, _)| name.as_str()));
+    let words = |lora: &LoraFile| -> Vec<String> { [&lora.name].into_iter().chain(&lora.words).cloned().collect() };
+    let loras = work.loras.iter().flat_map(words);
+    let names = loras.chain(work.embeddings.iter().map(|(name, _)| name.clone()));
     // No name may turn what follows it into a negative prompt.
     let mut said: String = names.map(|name| name.replace('#', " ") + " , ").collect();
     said.push_str(&work.prompt);
+    let backwards = work.loras.iter().filter(|lora| lora.model < 0.0 || lora.clip < 0.0);
+    let backwards: Vec<String> = backwards.flat_map(words).collect();
+    if !backwards.is_empty() {
+        said.push_str(if work.prompt.contains("###") { " , " } else { "###" });
+        said.push_str(&backwards.join(" , "));
+    }
     said
 }

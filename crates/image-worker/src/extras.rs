@@ -88,6 +88,7 @@ impl Extras {
                     }
                     found.loras.push(LoraFile {
                         name: lora.name.clone(),
+                        words: prompt::words(pinned.title(), pinned.triggers()),
                         path: pinned.path().to_owned(),
                         model: within(lora.model, -5.0, 5.0).unwrap_or(1.0),
                         clip: within(lora.clip, -5.0, 5.0).unwrap_or(1.0),

@@ -98,13 +98,22 @@ fn wildcards(text: &str, random: &mut ChaCha8Rng) -> String {
     out
 }
 
+/// A trained word without the comma behind it, if it is one.
+fn clean(word: &str) -> Option<String> {
+    let word = word.trim().trim_end_matches(',').trim();
+    (!word.is_empty() && word.chars().count() <= 200).then(|| word.to_owned())
+}
+
+/// A LoRA's title and the words it was trained on, at most fifty of them.
+pub fn words(title: &str, trained: &[String]) -> Vec<String> {
+    let title = clean(&title.chars().take(200).collect::<String>());
+    let trained = trained.iter().filter_map(|word| clean(word));
+    title.into_iter().chain(trained.take(50)).collect()
+}
+
 /// The trained words that `inject_trigger` asks for: `any`, `all`, or the one that is most like it.
 pub fn triggers(wanted: &str, trained: &[String], seed: u64) -> Vec<String> {
-    let clean = |word: &String| {
-        let word = word.trim().trim_end_matches(',').trim();
-        (!word.is_empty() && word.chars().count() <= 200).then(|| word.to_owned())
-    };
-    let trained: Vec<String> = trained.iter().filter_map(clean).take(50).collect();
+    let trained: Vec<String> = trained.iter().filter_map(|word| clean(word)).take(50).collect();
     let Some(last) = trained.len().checked_sub(1) else {
         return Vec::new();
     };

@@ -40,8 +40,10 @@ pub struct Work {
 /// A LoRA on disk.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct LoraFile {
-    /// As the job names it.
+    /// As the job names it: on the Horde mostly a number.
     pub name: String,
+    /// Its title and the words it was trained on, for the content check alone.
+    pub words: Vec<String>,
     /// The safetensors file.
     pub path: PathBuf,
     /// Strength on the U-Net.

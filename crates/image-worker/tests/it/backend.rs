@@ -211,7 +211,11 @@ async fn pictures_are_replaced_for_who_asked_for_it_and_on_a_worker_for_everybod
         ("a cat in a hat", true),
         ("a CAT in a HAT", true),
         ("a cat ### hats", true),
+        ("a cat in a h\u{430}t", true),
+        ("a cat in a h4t", true),
+        ("a cat in a h a t", true),
         ("a cat", false),
+        ("a cat with a wh at", false),
     ] {
         let work = prepared(&set, &json!({ "payload": { "prompt": prompt } }))
             .await

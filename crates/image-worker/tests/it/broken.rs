@@ -95,6 +95,7 @@ fn with_a_stranger_s_weights_on_it_is_the_job_s_own_fault() {
     let mut work = work(BROKEN, 64);
     work.loras.push(LoraFile {
         name: "7".into(),
+        words: Vec::new(),
         path: lora(folder.path()),
         model: 1.0,
         clip: 1.0,

@@ -3,6 +3,8 @@
 use unicode_normalization::UnicodeNormalization as _;
 use unicode_normalization::char::is_combining_mark;
 
+use super::emphasis::without_weights;
+
 /// One text read in several ways. More ways only find more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Readings {
@@ -12,6 +14,8 @@ pub(super) struct Readings {
     pub spelled: Vec<String>,
     /// Words with signs that stand for i or l, with i for both and for l itself.
     pub either: Vec<String>,
+    /// The words between commas, brackets and the like.
+    pub clauses: Vec<Vec<String>>,
 }
 
 /// Reads a prompt: letters folded, weights and punctuation removed, tricks undone.
@@ -59,10 +63,12 @@ pub(super) fn readings(text: &str) -> Readings {
     let chunks = folded.split_whitespace().map(str::to_owned).chain(with_signs);
     let either = chunks.filter(|chunk| is_word(chunk) && chunk.contains(I_OR_L));
     let either = either.map(|chunk| as_one_letter(&in_letters(&chunk))).collect();
+    let clauses = folded.split([',', ';', '|', '\n', '(', ')', '!', '?']).map(words);
     Readings {
         variants,
         spelled,
         either,
+        clauses: clauses.filter(|clause| !clause.is_empty()).collect(),
     }
 }
 
@@ -158,7 +164,7 @@ fn is_invisible(c: char) -> bool {
 /// The Latin letters that a lower-case character looks like, the words that a picture stands for, or nothing.
 fn look_alike(c: char) -> &'static str {
     match c {
-        '👶' => " baby ",
+        '👶' => " infant ",
         '🧒' | '🚸' => " child ",
         '👧' => " little girl ",
         '👦' => " little boy ",
@@ -223,28 +229,6 @@ fn letter_of(c: char, one: char) -> Option<char> {
         '2' => Some('z'),
         c => c.is_alphanumeric().then_some(c),
     }
-}
-
-/// Takes out `:1.2` as in `(word:1.2)` and `<lora:name:0.8>`. Whole numbers from 3 stay: they may be an age.
-fn without_weights(text: &str) -> String {
-    let mut kept = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find(':') {
-        let (before, after) = rest.split_at(at);
-        kept.push_str(before);
-        kept.push(' ');
-        let after = &after[1..];
-        let number = after.trim_start();
-        let len = number
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(number.len());
-        let (number, behind) = number.split_at(len);
-        let is_weight = number.contains('.') || matches!(number, "0" | "1" | "2");
-        let ends = behind.chars().next().is_none_or(|c| !c.is_alphanumeric());
-        rest = if is_weight && ends { behind } else { after };
-    }
-    kept.push_str(rest);
-    kept
 }
 
 /// `1,000` is one number.
@@ -395,17 +379,6 @@ mod tests {
     #[test]
     fn letters_like_i_and_l_are_read_as_both() {
         assert!(finds("1emon", "lemon") && finds("k1wi", "kiwi") && finds("!emon", "lemon"));
-    }
-
-    #[test]
-    fn weights_go_but_ages_stay() {
-        assert_eq!(
-            words(&without_weights("(a cat:1.25) and age:8, b: 2")),
-            ["a", "cat", "and", "age", "8", "b"]
-        );
-        assert_eq!(without_weights("x:1"), "x ");
-        assert_eq!(words(&without_weights("x:1st")), ["x", "1st"]);
-        assert_eq!(words(&without_weights(":::")), Vec::<String>::new());
     }
 
     #[test]

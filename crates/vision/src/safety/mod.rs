@@ -6,9 +6,12 @@
 //! the thresholds of [`Lists`]; [`read`] does the same with the words of the prompt; [`rate`] puts both together. All but
 //! the first are pure functions over numbers and words. `docs/SAFETY.md` says what is proven and what is not.
 
+mod ages;
 pub mod calibrate;
 mod checker;
+mod emphasis;
 mod evidence;
+mod finder;
 mod fold;
 mod font;
 mod lists;
@@ -17,6 +20,7 @@ mod prompt;
 mod rate;
 mod replacement;
 mod self_test;
+mod spelling;
 mod views;
 mod words;
 
@@ -28,7 +32,7 @@ use serde::{Deserialize, Serialize};
 pub use checker::{CheckerFiles, SafetyChecker};
 pub use evidence::{GroupScore, Seen, see};
 pub use lists::{Anchor, Contrast, Group, Lists, Phrase, PhraseGroup, StyleList};
-pub use prompt::{Read, read};
+pub use prompt::{Read, mentions, read};
 pub use rate::{Evidence, Reason, rate};
 pub use replacement::replacement;
 pub use views::views;

@@ -3,8 +3,10 @@
 use serde::Serialize;
 
 use super::Level;
-use super::fold::{Readings, readings};
-use super::words::{Finder, WordLists};
+use super::ages::tells_young_age;
+use super::emphasis::below_zero;
+use super::fold::{Readings, as_one_letter, fold, readings, words};
+use super::words::WordLists;
 
 /// How clearly the words speak. Says nothing of which words they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -19,17 +21,19 @@ pub struct Read {
     pub hides_clothes: bool,
 }
 
-/// Ages below this are under age, in years.
-const OF_AGE: u32 = 18;
-/// Nobody says this many months of a grown-up.
-const MAX_MONTHS: u32 = 36;
-
-/// Reads a prompt. What follows `###` in it counts as negative, as on the Horde.
+/// Reads a prompt. What follows `###` in it counts as negative, as on the Horde; what has a weight below zero counts on the
+/// other side as well.
 pub fn read(prompt: &str, negative: &str) -> Read {
     let lists = WordLists::builtin();
     let (wanted, unwanted) = prompt.split_once("###").unwrap_or((prompt, ""));
-    let wanted = lists.without_names(readings(wanted));
-    let unwanted = [readings(unwanted), readings(negative)];
+    let both_ways = |text: &str, turned: [&str; 2]| {
+        let turned = turned.map(below_zero).into_iter().flatten();
+        readings(&turned.fold(text.to_owned(), |text, group| text + " , " + group))
+    };
+    let unwanted_readings = [both_ways(unwanted, [wanted, ""]), readings(negative)];
+    let wanted = both_ways(wanted, [unwanted, negative]);
+    let wanted = lists.without_names(lists.with_run_together(wanted));
+    let unwanted = unwanted_readings;
     let age = if tells_young_age(&wanted, lists) {
         Level::Strong
     } else {
@@ -49,6 +53,28 @@ pub fn read(prompt: &str, negative: &str) -> Read {
     }
 }
 
+/// Whether a text has one of these words, by itself or within another, also through the tricks that are read.
+pub fn mentions(text: &str, listed: &[String]) -> bool {
+    if listed.is_empty() {
+        return false;
+    }
+    let lower = text.to_lowercase();
+    let readings = readings(text);
+    let joined: Vec<String> = readings.variants.iter().map(|variant| variant.join(" ")).collect();
+    listed.iter().any(|word| {
+        let folded = words(&fold(word));
+        let (spaced, run) = (folded.join(" "), folded.concat());
+        lower.contains(&word.to_lowercase())
+            || (!spaced.is_empty()
+                && (joined.iter().any(|text| text.contains(&spaced))
+                    || readings.spelled.iter().any(|spelled| spelled.contains(&run))
+                    || readings
+                        .either
+                        .iter()
+                        .any(|either| either.contains(&as_one_letter(&run)))))
+    })
+}
+
 fn hides_age(unwanted: &Readings, lists: &WordLists) -> Level {
     let levels = unwanted.variants.iter().flat_map(|words| {
         (0..words.len()).map(|at| {
@@ -61,49 +87,6 @@ fn hides_age(unwanted: &Readings, lists: &WordLists) -> Level {
         })
     });
     levels.max().unwrap_or_default()
-}
-
-/// `8 years old`, `8yo`, `aged eight`, `8歳`, `6 months old`.
-fn tells_young_age(readings: &Readings, lists: &WordLists) -> bool {
-    readings.variants.iter().any(|words| {
-        let words = apart(words);
-        (0..words.len()).any(|at| {
-            let Some(number) = number(&words, at, lists) else {
-                return false;
-            };
-            let is_unit = |finder: &Finder| finder.at(&words, at + 1).0 > Level::None;
-            let is_age = is_unit(&lists.years)
-                || (1..=2).any(|n| {
-                    at.checked_sub(n)
-                        .is_some_and(|begin| lists.before_age.at(&words, begin) == (Level::Clear, n))
-                });
-            (number < OF_AGE && is_age) || (number <= MAX_MONTHS && is_unit(&lists.months))
-        })
-    })
-}
-
-fn number(words: &[String], at: usize, lists: &WordLists) -> Option<u32> {
-    let word = words.get(at)?;
-    if word.len() <= 3
-        && let Ok(number) = word.parse()
-    {
-        return Some(number);
-    }
-    lists.numbers.get(word.as_str()).copied()
-}
-
-/// `8yo` and `歳8` are two words each.
-fn apart(words: &[String]) -> Vec<String> {
-    words
-        .iter()
-        .flat_map(|word| {
-            let letters: Vec<char> = word.chars().collect();
-            letters
-                .chunk_by(|a, b| a.is_ascii_digit() == b.is_ascii_digit())
-                .map(|run| run.iter().collect::<String>())
-                .collect::<Vec<_>>()
-        })
-        .collect()
 }
 
 #[cfg(test)]
@@ -408,6 +391,14 @@ mod tests {
         check("x ### y ### grown-up", "", Clear);
         assert!(read("x ### clothes", "").hides_clothes);
         assert!(read("x", "fully clothed").hides_clothes);
+        // A weight below zero turns what it stands at around.
+        check("x, (adult:-1.3)", "", Clear);
+        check("x, (big, (adult : -.5) man:1.2)", "", Clear);
+        check("x, (adult:1.3)", "", No);
+        assert!(read("x, (clothes:-1)", "").hides_clothes);
+        assert_eq!(read("x ### (a child:-1.2)", "").under_age, Strong);
+        assert_eq!(read("x", "((child):-1e0)").under_age, Strong);
+        assert_eq!(read("x ### (a child:1.2)", "").under_age, No);
         // Who wants no underwear wants no nudity, as a rule.
         assert!(!read("x", "nsfw, nude, underwear").hides_clothes);
         assert!(!read("clothes ### blurry", "").hides_clothes);
@@ -421,6 +412,7 @@ mod tests {
             "8 ".repeat(50_000),
             "(".repeat(100_000),
             ":1".repeat(50_000),
+            format!("{}child{}", "(".repeat(25_000), ":-1)".repeat(25_000)),
             "é".repeat(50_000),
         ] {
             read(&text, &text);

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 
 use super::Level;
-use super::fold::{Readings, as_one_letter, fold, is_without_spaces, words};
+use super::finder::{ByLevel, Finder};
+use super::fold::{Readings, fold, words};
 
 /// The lists of `words.json`.
 pub(super) struct WordLists {
@@ -20,13 +21,34 @@ pub(super) struct WordLists {
     pub months: Finder,
     /// Before a number: `aged`.
     pub before_age: Finder,
+    /// Before a number that ends what stands between commas: `she is`.
+    pub before_age_at_end: Finder,
+    /// Before a comma and a number that stands by itself: `girl, 8`.
+    pub before_age_alone: Finder,
+    /// What may be so old without anybody being young: `whisky`.
+    pub things: Finder,
+    /// Who may be.
+    people: Finder,
     /// `eight`.
     pub numbers: HashMap<String, u32>,
+    /// `acht`: only before a unit, as many are words of other languages too.
+    pub foreign_numbers: HashMap<String, u32>,
     /// A maturity word before one of these is about the picture's kind: `mature content`.
     pub about_content: Vec<String>,
     /// Names of grown-up people and of things that have words of the lists in them; these count for nothing there.
-    names: Vec<Vec<String>>,
+    /// Each with what is read in its place.
+    names: Vec<(Vec<String>, &'static str)>,
+    /// Words that others are run together from, and those that only look so.
+    parts: HashSet<String>,
+    whole: HashSet<String>,
 }
+
+/// Stands for a name. It joins with nothing.
+const NAME: &str = "name";
+/// Stands for what is hardly ever about anybody's age: a weak word of the list.
+const WEAK_NAME: &str = "pinafore";
+/// Longer words that end so are for people too: `catgirl`.
+const SOMEBODY: [&str; 4] = ["girl", "boy", "woman", "child"];
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,52 +60,25 @@ struct Raw {
     years: ByLevel,
     months: ByLevel,
     before_age: ByLevel,
+    before_age_at_end: ByLevel,
+    before_age_alone: ByLevel,
+    things: ByLevel,
+    people: ByLevel,
+    foreign_numbers: HashMap<String, u32>,
     numbers: HashMap<String, u32>,
     about_content: Vec<String>,
     not_drawn_out: Vec<String>,
+    not_misspelled: Vec<String>,
+    not_run_together: Vec<String>,
+    run_together_with: Vec<String>,
     names: Vec<String>,
+    weak_names: Vec<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ByLevel {
-    #[serde(default)]
-    strong: Vec<String>,
-    #[serde(default)]
-    clear: Vec<String>,
-    #[serde(default)]
-    weak: Vec<String>,
-}
-
-/// Entries of one list. A star at the end stands for any ending.
-pub(super) struct Finder {
-    by_first: HashMap<String, Vec<Entry>>,
-    /// Whose first word has a star, and those in scripts without spaces.
-    open: Vec<Entry>,
-    /// Entries of one word of at least four letters: these are also found when spelled or cut,
-    single: HashMap<String, Level>,
-    /// with letters doubled (by each letter once, with how often each stands there at least),
-    drawn_out: HashMap<String, Vec<(Vec<usize>, Level)>>,
-    /// and with signs for i and l at once.
-    either: HashMap<String, Level>,
-    /// Ordinary words that are others drawn out: `rapping`.
-    ordinary: HashSet<String>,
-}
-
-struct Entry {
-    words: Vec<String>,
-    is_prefix: bool,
-    level: Level,
-}
-
-/// Words that stand beside others too often to be the half of one.
-const SMALL_WORDS: [&str; 24] = [
-    "am", "an", "and", "as", "at", "be", "by", "do", "for", "he", "in", "is", "it", "me", "my", "no", "of", "on", "or",
-    "so", "the", "to", "us", "we",
-];
-
-/// Most pieces that a word is joined from.
-const MOST_PIECES: usize = 7;
+/// Letters of what may be run together, and of its parts.
+const SHORTEST_RUN: usize = 7;
+const LONGEST_RUN: usize = 40;
+const SHORTEST_PART: usize = 3;
 
 impl WordLists {
     /// The lists of this build.
@@ -92,8 +87,20 @@ impl WordLists {
         LISTS.get_or_init(|| {
             let raw: Raw =
                 serde_json::from_str(include_str!("words.json")).expect("the lists of this build are read by a test");
-            let ordinary: HashSet<String> = raw.not_drawn_out.iter().map(|word| fold(word)).collect();
+            let ordinary = raw.not_drawn_out.iter().chain(&raw.not_misspelled);
+            let ordinary: HashSet<String> = ordinary.map(|word| fold(word)).collect();
             let finder = |list: &ByLevel| Finder::new(list, &ordinary);
+            let name = |name: &String, stands: &'static str| (words(&fold(name)), stands);
+            let names = raw.names.iter().map(|text| name(text, NAME));
+            let parts: HashSet<String> = [&raw.under_age, &raw.adult]
+                .into_iter()
+                .flat_map(|list| [&list.strong, &list.clear].into_iter().flatten())
+                // Phrases come with all their small words: those that help to make some are named.
+                .filter(|text| !text.contains(' '))
+                .chain(&raw.run_together_with)
+                .flat_map(|text| words(&fold(text)))
+                .filter(|part| part.len() >= SHORTEST_PART && part.is_ascii())
+                .collect();
             Self {
                 under_age: finder(&raw.under_age),
                 adult: finder(&raw.adult),
@@ -102,7 +109,16 @@ impl WordLists {
                 years: finder(&raw.years),
                 months: finder(&raw.months),
                 before_age: finder(&raw.before_age),
-                names: raw.names.iter().map(|name| words(&fold(name))).collect(),
+                before_age_at_end: finder(&raw.before_age_at_end),
+                before_age_alone: finder(&raw.before_age_alone),
+                things: finder(&raw.things),
+                people: finder(&raw.people),
+                names: names
+                    .chain(raw.weak_names.iter().map(|text| name(text, WEAK_NAME)))
+                    .collect(),
+                parts,
+                whole: raw.not_run_together.iter().map(|word| fold(word)).collect(),
+                foreign_numbers: raw.foreign_numbers.iter().map(|(word, n)| (fold(word), *n)).collect(),
                 numbers: raw.numbers.iter().map(|(word, n)| (fold(word), *n)).collect(),
                 about_content: raw.about_content.iter().map(|word| fold(word)).collect(),
             }
@@ -115,162 +131,69 @@ impl WordLists {
     pub fn without_names(&self, mut readings: Readings) -> Readings {
         for words in &mut readings.variants {
             for at in 0..words.len() {
-                let name = self.names.iter().find(|name| words[at..].starts_with(name));
-                // What stands there instead joins with nothing.
-                (0..name.map_or(0, Vec::len)).for_each(|n| words[at + n] = "name".into());
+                let name = self.names.iter().find(|(name, _)| words[at..].starts_with(name));
+                if let Some((name, stands)) = name {
+                    words[at..at + name.len()].fill((*stands).into());
+                }
             }
         }
         readings
     }
-}
 
-impl Finder {
-    fn new(raw: &ByLevel, ordinary: &HashSet<String>) -> Self {
-        let mut finder = Self {
-            by_first: HashMap::new(),
-            open: Vec::new(),
-            single: HashMap::new(),
-            drawn_out: HashMap::new(),
-            either: HashMap::new(),
-            ordinary: ordinary.clone(),
+    /// Adds the reading in which words that are run together from several stand apart.
+    pub fn with_run_together(&self, mut readings: Readings) -> Readings {
+        let Some(plain) = readings.variants.first() else {
+            return readings;
         };
-        let lists = [
-            (&raw.strong, Level::Strong),
-            (&raw.clear, Level::Clear),
-            (&raw.weak, Level::Weak),
-        ];
-        for (text, level) in lists
-            .into_iter()
-            .flat_map(|(list, level)| list.iter().map(move |t| (t, level)))
-        {
-            let entry = Entry {
-                words: words(&fold(text)),
-                is_prefix: text.ends_with('*'),
-                level,
-            };
-            let Some(first) = entry.words.first().cloned() else {
-                continue;
-            };
-            let is_one = entry.words.len() == 1;
-            if is_one && first.chars().count() >= 4 && !is_without_spaces(&first) {
-                let known = finder.single.entry(first.clone()).or_default();
-                *known = level.max(*known);
-                let known = finder.either.entry(as_one_letter(&first)).or_default();
-                *known = level.max(*known);
-                let (letters, counts) = runs(&first);
-                finder.drawn_out.entry(letters).or_default().push((counts, level));
-            }
-            if is_one && (entry.is_prefix || is_without_spaces(&first)) {
-                finder.open.push(entry);
-            } else {
-                finder.by_first.entry(first).or_default().push(entry);
-            }
+        let apart: Vec<String> = plain
+            .iter()
+            .flat_map(|word| self.parts_of(word).unwrap_or_else(|| vec![word.clone()]))
+            .collect();
+        if apart.len() > plain.len() {
+            readings.variants.push(apart);
         }
-        finder
+        readings
     }
 
-    /// The strongest entry in any reading.
-    pub fn strongest(&self, readings: &Readings) -> Level {
-        let in_words = readings.variants.iter().flat_map(|words| {
-            (0..words.len()).map(|at| {
-                let whole = self.at(words, at).0.max(self.drawn_out(&words[at]));
-                whole.max(self.cut(words, at))
-            })
-        });
-        let either = readings.either.iter().filter_map(|word| {
-            let singular = [Some(word.as_str()), word.strip_suffix('s')];
-            singular
-                .into_iter()
-                .flatten()
-                .find_map(|word| self.either.get(word))
-                .copied()
-        });
-        let in_spelled = readings.spelled.iter().map(|run| {
-            let found = self.single.iter().filter(|(word, _)| run.contains(word.as_str()));
-            let inside = found.map(|(_, level)| *level).max().unwrap_or_default();
-            // Short words only where nothing else is spelled with them.
-            inside.max(self.at(std::slice::from_ref(run), 0).0)
-        });
-        in_words.chain(in_spelled).chain(either).max().unwrap_or_default()
-    }
-
-    /// The strongest entry that begins at a word, and how many words it has.
-    pub fn at(&self, words: &[String], at: usize) -> (Level, usize) {
-        let rest = words.get(at..).unwrap_or_default();
-        let Some(first) = rest.first() else {
-            return (Level::None, 0);
-        };
-        let singular = [first.strip_suffix('s'), first.strip_suffix("es")];
-        let keys = [Some(first.as_str())].into_iter().chain(singular).flatten();
-        let known = keys.filter_map(|key| self.by_first.get(key)).flatten();
-        let matching = known
-            .filter(|entry| entry.matches(rest))
-            .chain(self.open.iter().filter(|entry| {
-                entry.words.first().is_some_and(|word| {
-                    if entry.is_prefix {
-                        first.starts_with(word.as_str())
-                    } else {
-                        first.contains(word.as_str())
-                    }
-                })
-            }));
-        matching
-            .map(|entry| (entry.level, entry.words.len()))
-            .max()
-            .unwrap_or_default()
-    }
-
-    /// `chiild`, but not `rapping`, and not `ten` for a word with two e.
-    fn drawn_out(&self, word: &str) -> Level {
-        if self.ordinary.contains(word) {
-            return Level::None;
+    /// `nakedcat` in its parts, from the front the longest that leaves parts for the rest.
+    fn parts_of(&self, word: &str) -> Option<Vec<String>> {
+        if !word.is_ascii() || !(SHORTEST_RUN..=LONGEST_RUN).contains(&word.len()) || self.whole.contains(word) {
+            return None;
         }
-        let singular = [Some(word), word.strip_suffix('s')];
-        let found = singular.into_iter().flatten().flat_map(|word| {
-            let (letters, counts) = runs(word);
-            let known = self.drawn_out.get(&letters).into_iter().flatten();
-            let fitting = known.filter(|(least, _)| least.iter().zip(&counts).all(|(least, n)| n >= least));
-            fitting.map(|(_, level)| *level).collect::<Vec<_>>()
-        });
-        found.max().unwrap_or_default()
+        // For each place the longest part that begins there, if parts cover all from there on.
+        let mut longest = vec![None; word.len()];
+        for begin in (0..word.len()).rev() {
+            let ends = (begin + SHORTEST_PART..=word.len()).rev();
+            longest[begin] = ends
+                .filter(|end| *end == word.len() || longest[*end].is_some())
+                .find(|end| self.parts.contains(&word[begin..*end]));
+        }
+        let mut parts = Vec::new();
+        let mut begin = 0;
+        while begin < word.len() {
+            let end = longest[begin]?;
+            parts.push(word[begin..end].to_owned());
+            begin = end;
+        }
+        (parts.len() > 1).then_some(parts)
     }
 
-    /// `chi ld`, `ch i ld`, `c h i ld`.
-    fn cut(&self, words: &[String], at: usize) -> Level {
-        let joined = |n: usize| {
-            let parts = words.get(at..at + n)?;
-            if parts.iter().any(|part| SMALL_WORDS.contains(&part.as_str())) {
-                return None;
-            }
-            // Whole words side by side are words; of pieces all but two are letters.
-            let n_letters = parts.iter().filter(|part| part.chars().count() == 1).count();
-            (n_letters + 2 >= n)
-                .then(|| self.single.get(&parts.concat()).copied())
-                .flatten()
-        };
-        (2..=MOST_PIECES).filter_map(joined).max().unwrap_or_default()
+    /// Whether a word is for somebody, who might be as young as a number beside it says.
+    pub fn is_somebody(&self, word: &str) -> bool {
+        let singular = word.strip_suffix('s').unwrap_or(word);
+        let ends = SOMEBODY.iter().any(|end| singular.ends_with(end));
+        ends || self.people.at(std::slice::from_ref(&word.to_owned()), 0).0 > Level::None
     }
-}
 
-impl Entry {
-    fn matches(&self, words: &[String]) -> bool {
-        let Some(words) = words.get(..self.words.len()) else {
-            return false;
-        };
-        let last = self.words.len() - 1;
-        self.words.iter().zip(words).enumerate().all(|(n, (own, word))| {
-            let Some(ending) = word.strip_prefix(own.as_str()) else {
-                return false;
-            };
-            ending.is_empty() || (n == last && (self.is_prefix || matches!(ending, "s" | "es")))
-        })
+    /// `eightyearold` as a number and its unit.
+    pub fn number_and_unit<'a>(&self, word: &'a str) -> Option<(&'a str, &'a str)> {
+        let mut numbers = self
+            .numbers
+            .keys()
+            .filter_map(|number| word.strip_prefix(number.as_str()));
+        let unit = numbers.find(|unit| self.years.has_word(unit))?;
+        Some((&word[..word.len() - unit.len()], unit))
     }
-}
-
-/// Each letter once with how often it stands there: `book` is `bok` with 1, 2, 1.
-fn runs(word: &str) -> (String, Vec<usize>) {
-    let letters: Vec<char> = word.chars().collect();
-    letters.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).unzip()
 }
 
 #[cfg(test)]
@@ -278,75 +201,26 @@ mod tests {
     use super::*;
     use crate::safety::fold::readings;
 
-    fn finder() -> Finder {
-        let raw = ByLevel {
-            strong: vec!["mango".into(), "ripe fruit".into(), "moon".into(), "lilac".into()],
-            clear: vec!["berr*".into(), "dried berr*".into(), "林檎".into(), "слива".into()],
-            weak: vec!["fig".into(), "fruit".into(), "taper".into()],
-        };
-        Finder::new(&raw, &HashSet::from(["tapper".to_owned()]))
-    }
-
-    fn check(text: &str, expected: Level) {
-        assert_eq!(finder().strongest(&readings(text)), expected, "{text}");
+    fn apart(text: &str) -> Vec<String> {
+        let readings = WordLists::builtin().with_run_together(readings(text));
+        readings.variants.last().cloned().unwrap_or_default()
     }
 
     #[test]
-    fn words_phrases_plurals_and_beginnings_are_found() {
-        check("two mangos", Level::Strong);
-        check("ripe, fruits", Level::Strong);
-        check("ripe old fruit", Level::Weak);
-        check("berries", Level::Clear);
-        check("赤い林檎の木", Level::Clear);
-        check("figs", Level::Weak);
-        check("figment of mangold", Level::None);
-        check("", Level::None);
-    }
-
-    #[test]
-    fn tricks_with_single_words_are_found() {
-        check("m a n g o", Level::Strong);
-        check("man go", Level::Strong);
-        check("m ango", Level::Strong);
-        check("mang o", Level::Strong);
-        check("ma n go", Level::Strong);
-        check("ma ng o", Level::Strong);
-        check("ma ng on", Level::None);
-        check("f i g", Level::Weak);
-        check("f i g u r e", Level::None);
-        check("m4ng0", Level::Strong);
-        check("f ig", Level::None);
-        check("m a n go", Level::Strong);
-        check("ma n g o", Level::Strong);
-        check("m 4 n g 0", Level::Strong);
-        check("m.4.n.g.0", Level::Strong);
-        check("m а n g о", Level::Strong);
-        check("m\u{336}a\u{336}n\u{336}g\u{336}o\u{336}", Level::Strong);
-        check("m\u{20dd}a\u{200d}n\u{202e}g\u{2066}o", Level::Strong);
-        check("\u{202e}ognam\u{202c} tree", Level::Strong);
-        check("BigMango", Level::Strong);
-        check("林 檎", Level::Clear);
-        check("с л и в а", Level::Clear);
-        check("сли ва", Level::Clear);
-    }
-
-    #[test]
-    fn letters_may_be_doubled_but_not_halved() {
-        for drawn in ["mmango", "maango", "mangoo", "mannggoos", "mooon", "tapeer"] {
-            assert_ne!(finder().strongest(&readings(drawn)), Level::None, "{drawn}");
-        }
-        for other in ["mon", "mono", "man", "mangle", "tapper", "figg", "ognam"] {
-            check(other, Level::None);
+    fn words_run_together_are_read_apart() {
+        assert_eq!(apart("a nakedwoman"), ["a", "naked", "woman"]);
+        assert_eq!(apart("toplessgirls"), ["topless", "girls"]);
+        for whole in ["nakedness", "manchild", "girlish", "analysis", "kidman"] {
+            assert_eq!(apart(whole), [whole], "{whole}");
         }
     }
 
     #[test]
-    fn one_sign_is_i_here_and_l_there() {
-        check("1i1ac", Level::Strong);
-        check("!|!4c", Level::Strong);
-        check("li1acs", Level::Strong);
-        check("iilac", Level::None);
-        check("1 1 1 4 c", Level::None);
+    fn numbers_are_told_from_their_unit() {
+        let apart = |word| WordLists::builtin().number_and_unit(word);
+        assert_eq!(apart("eightyearold"), Some(("eight", "yearold")));
+        assert_eq!(apart("seventeenyearsold"), Some(("seventeen", "yearsold")));
+        assert_eq!((apart("eight"), apart("tent")), (None, None));
     }
 
     #[test]
@@ -361,7 +235,7 @@ mod tests {
             &lists.months,
             &lists.before_age,
         ];
-        assert!(all.iter().all(|finder| !finder.by_first.is_empty()));
+        assert!(all.iter().all(|finder| !finder.is_empty()));
         assert_eq!(lists.numbers.get("seventeen"), Some(&17));
     }
 }

@@ -9,6 +9,7 @@ mod fidelity;
 mod hostile;
 mod made_up;
 mod post;
+mod prompts;
 mod real;
 mod robustness;
 mod safety;
