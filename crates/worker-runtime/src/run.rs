@@ -219,6 +219,10 @@ impl<B: Backend> Worker<B> {
             Wish::Stop(Shutdown::No | Shutdown::Drain) => Haste::Waiting,
             Wish::Stop(Shutdown::HandBack | Shutdown::Abort) => Haste::All,
         };
+        // What waits for an engine would wait in vain.
+        if self.refused_by_all().is_some() {
+            haste = haste.max(Haste::Waiting);
+        }
         if let Wish::Stop(how) = self.wish {
             let limit = match how {
                 Shutdown::No | Shutdown::Drain => grace + HAND_BACK_TIME,
@@ -274,9 +278,12 @@ impl<B: Backend> Worker<B> {
 
     /// Every engine said that it cannot be loaded, and nothing is held that could still be ended.
     fn no_engine_can_load(&self) -> Option<RunError> {
-        if !self.lives.is_empty() || !self.pops.is_empty() {
-            return None;
-        }
+        let holds_nothing = self.lives.is_empty() && self.pops.is_empty();
+        self.refused_by_all().filter(|_| holds_nothing)
+    }
+
+    /// The last engine's refusal, where every engine said that it cannot be loaded.
+    fn refused_by_all(&self) -> Option<RunError> {
         let mut last = None;
         for device in &self.shop.devices {
             let state = device.state().borrow().clone();
