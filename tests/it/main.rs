@@ -18,5 +18,7 @@ mod post;
 mod real_kobold;
 mod refusals;
 mod safety;
+mod safety_failures;
+mod safety_ways;
 mod scribe;
 mod scripted;

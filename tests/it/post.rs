@@ -10,15 +10,15 @@ use serde_json::{Value, json};
 
 /// Loading and drawing on two busy cores, with room.
 const PATIENCE: Duration = Duration::from_secs(240);
-const UPSCALER: &str = "RealESRGAN_x4plus";
+pub(crate) const UPSCALER: &str = "RealESRGAN_x4plus";
 
 /// Tensors of one file: name, shape, numbers.
 #[derive(Default)]
-struct Network(Vec<(String, Vec<usize>, Vec<f32>)>);
+pub(crate) struct Network(pub(crate) Vec<(String, Vec<usize>, Vec<f32>)>);
 
 impl Network {
     /// A convolution of `[outputs, inputs]` channels that weighs only the middle pixel; `weights` may end early.
-    fn conv(&mut self, name: &str, [outputs, inputs]: [usize; 2], weights: &[f32], bias: f32) {
+    pub(crate) fn conv(&mut self, name: &str, [outputs, inputs]: [usize; 2], weights: &[f32], bias: f32) {
         let of = |at: usize| weights.get(at).copied().unwrap_or(0.0);
         let kernels = (0..outputs * inputs).flat_map(|at| (0..9).map(move |k| if k == 4 { of(at) } else { 0.0 }));
         let kernels = kernels.collect();
@@ -28,7 +28,7 @@ impl Network {
             .push((format!("{name}.bias"), vec![outputs], vec![bias; outputs]));
     }
 
-    fn write(&self, path: &Path) {
+    pub(crate) fn write(&self, path: &Path) {
         let bytes = |numbers: &[f32]| {
             numbers
                 .iter()
@@ -87,6 +87,23 @@ fn red_stands_in_front() -> Network {
     network
 }
 
+/// Every network that jobs may name: the two above, and empty files for those that are not named here and so never read.
+pub(crate) fn install(models: &Path) {
+    opposite().write(&models.join(format!("esrgan/{UPSCALER}.safetensors")));
+    red_stands_in_front().write(&models.join("rembg/u2netp.safetensors"));
+    for unread in [
+        "gfpgan/retinaface_mobilenet0.25",
+        "gfpgan/GFPGANv1.4",
+        "codeformer/codeformer",
+        "esrgan/RealESRGAN_x2plus",
+        "esrgan/RealESRGAN_x4plus_anime_6B",
+        "esrgan/NMKD_Siax",
+        "esrgan/4x_AnimeSharp",
+    ] {
+        Network::default().write(&models.join(format!("{unread}.safetensors")));
+    }
+}
+
 /// Opacity in the middle and in the four corners, 0 to 255.
 fn opacity(picture: &Picture) -> (u8, [u8; 4]) {
     let alpha = picture.alpha().expect("it has alpha");
@@ -99,20 +116,7 @@ fn opacity(picture: &Picture) -> (u8, [u8; 4]) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_picture_is_enlarged_before_its_background_goes_whatever_the_order_asked_for() {
     let models = tempfile::tempdir().expect("a folder for models");
-    opposite().write(&models.path().join(format!("esrgan/{UPSCALER}.safetensors")));
-    red_stands_in_front().write(&models.path().join("rembg/u2netp.safetensors"));
-    // All that jobs may name must be there; these are not named here and so never read.
-    for unread in [
-        "gfpgan/retinaface_mobilenet0.25",
-        "gfpgan/GFPGANv1.4",
-        "codeformer/codeformer",
-        "esrgan/RealESRGAN_x2plus",
-        "esrgan/RealESRGAN_x4plus_anime_6B",
-        "esrgan/NMKD_Siax",
-        "esrgan/4x_AnimeSharp",
-    ] {
-        Network::default().write(&models.path().join(format!("{unread}.safetensors")));
-    }
+    install(models.path());
     let extra = [
         ("DREAMER_UNCHECKED_ON_LOOPBACK", "true"),
         ("DREAMER_ALLOW_POST_PROCESSING", "true"),

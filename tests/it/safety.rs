@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 /// Loading and drawing on two busy cores, with room.
 const PATIENCE: Duration = Duration::from_secs(240);
 /// Corners of the notices that stand in for what is not handed out.
-const AMBER: [u8; 3] = [225, 150, 40];
-const RED: [u8; 3] = [200, 40, 40];
+pub(crate) const AMBER: [u8; 3] = [225, 150, 40];
+pub(crate) const RED: [u8; 3] = [200, 40, 40];
 
 /// Puts the tiny CLIP and lists for it where dreamer looks for the real one.
-fn install(models: &Path) {
+pub(crate) fn install(models: &Path) {
     let clip = models.join("clip");
     std::fs::create_dir_all(&clip).expect("a folder");
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tiny-shapes-clip");
@@ -57,7 +57,7 @@ fn corner(done: &Done) -> [u8; 3] {
 }
 
 /// Neither the tiny model nor WebP keeps colours to the last digit.
-fn is_near(a: [u8; 3], b: [u8; 3]) -> bool {
+pub(crate) fn is_near(a: [u8; 3], b: [u8; 3]) -> bool {
     a.iter().zip(b).all(|(a, b)| a.abs_diff(b) < 40)
 }
 

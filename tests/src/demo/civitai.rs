@@ -20,6 +20,8 @@ pub const OTHER_FAMILY: u64 = 42;
 pub const MISFIT: u64 = 43;
 /// Number of a version whose file breaks off in the middle; its sum is right.
 pub const TORN: u64 = 44;
+/// Number of a version with the same file, whose record says what no prompt need say.
+pub const TELLING: u64 = 45;
 /// Name of the inversion: it means what the word `red` means.
 pub const INVERSION: &str = "77";
 /// Name of an inversion for text encoders of another width.
@@ -140,9 +142,14 @@ fn answers(of_file: String, file: &[u8], of_record: String, record: &serde_json:
 
 /// A version's record and its file.
 fn lora(host: &str, version: u64, family: &str, file: &[u8]) -> [Answer; 2] {
+    let title = if version == TELLING {
+        "a small child"
+    } else {
+        "Forgetful"
+    };
     let record = json!({
         "id": version, "modelId": 9000, "name": "v1.0", "baseModel": family, "trainedWords": [],
-        "model": { "name": "Forgetful", "type": "LORA", "nsfw": false, "poi": false },
+        "model": { "name": title, "type": "LORA", "nsfw": false, "poi": false },
         "files": [{
             "id": 2, "sizeKB": file.len() as f64 / 1024.0, "name": "forgetful.safetensors", "type": "Model", "primary": true,
             "metadata": { "format": "SafeTensor" },
@@ -177,6 +184,7 @@ pub async fn serve() -> anyhow::Result<String> {
         lora(&host, OTHER_FAMILY, "SDXL 1.0", &whole),
         lora(&host, MISFIT, "SD 1.5", &misfit(&tiny)?),
         lora(&host, TORN, "SD 1.5", &whole[..whole.len() / 2]),
+        lora(&host, TELLING, "SD 1.5", &whole),
         inversion(&host, INVERSION, &red(&tiny)?),
         inversion(&host, WIDE_INVERSION, &wide()?),
         inversion(&host, TORN_INVERSION, &whole[..100]),

@@ -123,6 +123,17 @@ fn span(generations: &Value) -> f64 {
 
 /// Starts a worker program against `base`. Its log goes to this program's own error output.
 pub fn start_worker(worker: &'static str, base: &str, state: &Path, extra: &[(&str, &str)]) -> anyhow::Result<Program> {
+    start_worker_with_log(worker, base, state, extra, Stdio::inherit())
+}
+
+/// The same with its log elsewhere.
+pub fn start_worker_with_log(
+    worker: &'static str,
+    base: &str,
+    state: &Path,
+    extra: &[(&str, &str)],
+    log: Stdio,
+) -> anyhow::Result<Program> {
     let mut command = Command::new(built(worker)?);
     command
         .arg("run")
@@ -133,6 +144,6 @@ pub fn start_worker(worker: &'static str, base: &str, state: &Path, extra: &[(&s
         .env("XDG_CONFIG_HOME", state.join("config"))
         .envs(extra.iter().copied())
         .stdout(Stdio::null())
-        .stderr(Stdio::inherit());
+        .stderr(log);
     Program::start(worker, command)
 }

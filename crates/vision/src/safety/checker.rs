@@ -10,7 +10,7 @@ use super::evidence::see;
 use super::lists::Lists;
 use super::places::{Places, cache_file, has_length_one, places, sha256_of_file};
 use super::rate::{Evidence, rate};
-use super::self_test::{dot, self_test};
+use super::self_test::{dot, red_circle, self_test};
 use super::{Context, Level, Scores, Verdict, read, views};
 use crate::clip::{Clip, ClipConfig, ClipTokenizer, ClipVision};
 use crate::error::{Result, VisionError};
@@ -63,7 +63,7 @@ impl SafetyChecker {
     ///
     /// # Errors
     /// A file is missing or broken; the weights are of another width than the lists are for; CLIP does not tell a red
-    /// circle from a blue square; a network that was named cannot be read.
+    /// circle from a blue square; a network that was named cannot be read or gives no numbers.
     pub fn open_files(files: &CheckerFiles, device: &Device) -> Result<Self> {
         let lists = match &files.lists {
             Some(path) => Lists::open(path)?,
@@ -102,6 +102,13 @@ impl SafetyChecker {
             Some(path) => Some(OpenNsfw::load(&Weights::open(path, device)?)?),
             None => None,
         };
+        // One that gives no numbers would cost every job, and only after it was done.
+        if let Some(net) = &sd_checker {
+            net.check(&red_circle())?;
+        }
+        if let Some(net) = &open_nsfw {
+            net.score(&red_circle())?;
+        }
         Ok(Self {
             // The half that reads has done its part.
             eyes: clip.vision,

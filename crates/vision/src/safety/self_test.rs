@@ -56,6 +56,12 @@ pub(super) fn self_test(clip: &Clip, tokenizer: &ClipTokenizer) -> Result<()> {
     Ok(())
 }
 
+/// A picture to try a network on.
+pub(super) fn red_circle() -> Picture {
+    let [(_, ground, ink, shape), ..] = DRAWN;
+    draw(ground, ink, shape)
+}
+
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
