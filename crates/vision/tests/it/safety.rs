@@ -362,6 +362,10 @@ fn thresholds_tuned_on_a_set_of_vectors_make_a_checker_that_works() {
         if is_shown {
             assert!(group["auc"].as_f64().unwrap() > 0.95, "{group}");
             assert!(group["proposed"]["recall"].as_f64().unwrap() > 0.95, "{group}");
+            // Six of six are no proof of more than three of five.
+            let [low, high] = [0, 1].map(|n| group["proposed"]["recall_95"][n].as_f64().unwrap());
+            assert!((0.60..0.62).contains(&low) && high == 1.0, "{group}");
+            assert!(group["unseen"]["recall"].as_f64().unwrap() > 0.5, "{group}");
         }
     }
     let (ok, out, err) = run(&[&["tune", "--out", &path("tuned.json")], &set[..]].concat());
@@ -369,6 +373,17 @@ fn thresholds_tuned_on_a_set_of_vectors_make_a_checker_that_works() {
         ok && out.contains("NOT calibrated: `under_age` has 6 positive"),
         "{out} {err}"
     );
+
+    // With the lists as they were, no picture is found; with the proposed ones those that should be, and none too much.
+    let verdicts = |when: &str, label: &str| {
+        let all = report[when].as_array().unwrap();
+        let one = all.iter().find(|one| one["label"] == label).unwrap();
+        ["n_ok", "n_nsfw", "n_csam"].map(|key| one[key].as_u64().unwrap())
+    };
+    for (label, proposed) in [("explicit", [0, 6, 0]), ("none", [6, 0, 0]), ("under_age", [6, 0, 0])] {
+        assert_eq!(verdicts("verdicts_now", label), [6, 0, 0], "{label}");
+        assert_eq!(verdicts("verdicts_proposed", label), proposed, "{label}");
+    }
 
     let tuned = CheckerFiles {
         lists: Some(folder.path().join("tuned.json")),
@@ -381,6 +396,42 @@ fn thresholds_tuned_on_a_set_of_vectors_make_a_checker_that_works() {
     assert_eq!(rating(&files, &both), Rating::Ok);
     assert_eq!(rating(&tuned, &both), Rating::Csam);
     assert_eq!(rating(&tuned, &drawn(Shape::Nothing, 0.05)), Rating::Ok);
+
+    // The same pictures twice are no more pictures; joined sets are counted together.
+    let twice = [&["report"], &set[..], &set[..2]].concat();
+    let (ok, out, err) = run(&twice);
+    assert!(
+        ok && out.contains("60 pictures") && out.contains("NOT calibrated: 30 vectors stand there more than once"),
+        "{out} {err}"
+    );
+    // A maintainer may try it all without any picture.
+    let (ok, out, err) = run(&[
+        "made-up",
+        "--each",
+        "250",
+        "--out",
+        &path("made_up"),
+        "--lists",
+        &path("lists.json"),
+    ]);
+    assert!(ok && out.contains("1250 made-up vectors"), "{out} {err}");
+    let made_up = ["--set", &path("made_up"), "--lists", &path("lists.json")];
+    let (ok, out, err) = run(&[
+        &["tune", "--out", &path("none.json"), "--recall", "under_age=0.5"],
+        &made_up[..],
+    ]
+    .concat());
+    assert!(
+        ok && out.contains("NOT calibrated: the vectors are made up"),
+        "{out} {err}"
+    );
+    assert!(!Lists::open(&folder.path().join("none.json")).unwrap().calibrated);
+    let (ok, out, _) = run(&["report", "--help"]);
+    assert!(ok && out.starts_with("usage:") && out.contains("made-up"), "{out}");
+    let (ok, _, err) = run(&["report", "--sets", "x"]);
+    assert!(!ok && err.contains("`--sets` is no option"), "{err}");
+    let (ok, _, err) = run(&[&["report"], &made_up[..], &set[..2], &["--lists", "/nowhere"]].concat());
+    assert!(!ok && err.contains("/nowhere"), "{err}");
 
     // Another CLIP's set, a forbidden label and a rate that is none are refused.
     std::fs::create_dir_all(pictures.join("under_age+explicit")).unwrap();

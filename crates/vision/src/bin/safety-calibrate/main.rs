@@ -8,23 +8,34 @@ use std::process::ExitCode;
 
 use imaging::Limits;
 use vision::Device;
-use vision::safety::calibrate::{Embedder, LabelledSet, Want, labels_of, report, tune};
+use vision::safety::calibrate::{Embedder, LabelledSet, Want, labels_of, made_up, report, tune};
 use vision::safety::{Group, Lists};
 
-const USAGE: &str = "usage: safety-calibrate embed  --clip FILE --pictures FOLDER --out SET
-       safety-calibrate report --clip FILE --set SET [--lists FILE] [--fpr RATE] [--recall GROUP=RATE]... [--json]
-       safety-calibrate tune   as `report`, with --out LISTS
+const USAGE: &str = "usage: safety-calibrate embed   --clip FILE --pictures FOLDER --out SET
+       safety-calibrate made-up --clip FILE --out SET [--each N] [--lists FILE]
+       safety-calibrate report  --clip FILE --set SET... [--lists FILE] [--fpr RATE] [--recall GROUP=RATE]... [--json]
+       safety-calibrate tune    as `report`, with --out LISTS
 
-embed   makes a set of vectors and labels; nothing else of a picture is kept. The folders below FOLDER name the
-        labels: `person+explicit`, `person+?suggestive` (`?`: nobody knows), `none`
-report  measures every phrase and group, and what thresholds would reach the wanted rates
-tune    writes lists with these thresholds
+embed    makes a set of vectors and labels; nothing else of a picture is kept. The folders below FOLDER name the
+         labels: `person+explicit`, `person+?suggestive` (`?`: nobody knows), `none`
+made-up  makes a set of vectors of no pictures, to try the other commands on; lists from it never count as calibrated
+report   measures every phrase, every group and the check as a whole, now and with thresholds that would reach the
+         wanted rates; brackets hold where the true rate lies with 95 % confidence
+tune     writes lists with these thresholds
 
 --clip    CLIP ViT-L/14 as safetensors
+--set     several are joined
 --lists   default: the lists of this build
 --fpr     highest false-positive rate of a group, default 0.01
 --recall  lowest recall of a group instead, default under_age=0.99
---cache   folder for vectors of phrases, default: the system's temporary folder";
+--each    vectors of each label, default 300
+--cache   folder for vectors of phrases, default: the system's temporary folder
+--json    the report as JSON
+
+docs/SAFETY.md says how to make a set, what the numbers mean and when lists count as calibrated.";
+
+/// Most made-up vectors of one label.
+const MOST_MADE_UP: usize = 100_000;
 
 fn main() -> ExitCode {
     match run(std::env::args().skip(1)) {
@@ -39,7 +50,8 @@ fn main() -> ExitCode {
 struct Options {
     clip: PathBuf,
     pictures: Option<PathBuf>,
-    set: Option<PathBuf>,
+    sets: Vec<PathBuf>,
+    n_each: usize,
     lists: Option<PathBuf>,
     out: Option<PathBuf>,
     cache: PathBuf,
@@ -49,12 +61,25 @@ struct Options {
 
 fn run(mut args: impl Iterator<Item = String>) -> Result<(), String> {
     let command = args.next().ok_or(USAGE)?;
-    let options = options(args)?;
+    let args: Vec<String> = args.collect();
+    if command == "help"
+        || [&command]
+            .into_iter()
+            .chain(&args)
+            .any(|arg| arg == "--help" || arg == "-h")
+    {
+        println!("{USAGE}");
+        return Ok(());
+    }
+    if !["embed", "made-up", "report", "tune"].contains(&command.as_str()) {
+        return Err(format!("`{command}` is no command\n{USAGE}"));
+    }
+    let options = options(args.into_iter())?;
     match command.as_str() {
         "embed" => embed(&options),
         "report" => measure(&options, false),
-        "tune" => measure(&options, true),
-        _ => Err(USAGE.into()),
+        "made-up" => make_up(&options),
+        _ => measure(&options, true),
     }
 }
 
@@ -63,7 +88,8 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
     let mut options = Options {
         clip: PathBuf::new(),
         pictures: None,
-        set: None,
+        sets: Vec::new(),
+        n_each: 300,
         lists: None,
         out: None,
         cache: std::env::temp_dir(),
@@ -78,7 +104,12 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         match arg.as_str() {
             "--clip" => clip = Some(PathBuf::from(value()?)),
             "--pictures" => options.pictures = Some(value()?.into()),
-            "--set" => options.set = Some(value()?.into()),
+            "--set" => options.sets.push(value()?.into()),
+            "--each" => {
+                let value = value()?;
+                let n = value.parse().ok().filter(|n| (1..=MOST_MADE_UP).contains(n));
+                options.n_each = n.ok_or(format!("`--each {value}` is no number from 1 to {MOST_MADE_UP}"))?;
+            }
             "--lists" => options.lists = Some(value()?.into()),
             "--out" => options.out = Some(value()?.into()),
             "--cache" => options.cache = value()?.into(),
@@ -92,7 +123,7 @@ fn options(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
                 options.want.recall.insert(group, rate(wanted)?);
             }
             "--json" => options.json = true,
-            _ => return Err(USAGE.into()),
+            _ => return Err(format!("`{arg}` is no option\n{USAGE}")),
         }
     }
     options.clip = clip.ok_or(format!("`--clip` is missing\n{USAGE}"))?;
@@ -155,13 +186,36 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(paths)
 }
 
-fn measure(options: &Options, writes: bool) -> Result<(), String> {
-    let set = LabelledSet::open(named(&options.set, "--set")?).map_err(|e| e.to_string())?;
+fn lists(options: &Options) -> Result<Lists, String> {
     let lists = match &options.lists {
         Some(path) => Lists::open(path),
         None => Lists::builtin(),
+    };
+    lists.map_err(|e| e.to_string())
+}
+
+fn make_up(options: &Options) -> Result<(), String> {
+    let out = named(&options.out, "--out")?;
+    let lists = lists(options)?;
+    let embedder = Embedder::open(&options.clip, &Device::Cpu).map_err(|e| e.to_string())?;
+    let places = embedder.phrases(&lists, &options.cache).map_err(|e| e.to_string())?;
+    let set = made_up(embedder.sha256(), &lists, &places, options.n_each).map_err(|e| e.to_string())?;
+    set.write(out).map_err(|e| e.to_string())?;
+    println!("{} made-up vectors, which say nothing about pictures", set.len());
+    Ok(())
+}
+
+fn measure(options: &Options, writes: bool) -> Result<(), String> {
+    let (first, more) = options
+        .sets
+        .split_first()
+        .ok_or(format!("`--set` is missing\n{USAGE}"))?;
+    let mut set = LabelledSet::open(first).map_err(|e| e.to_string())?;
+    for path in more {
+        let other = LabelledSet::open(path).map_err(|e| e.to_string())?;
+        set.extend(other).map_err(|e| format!("`{}`: {e}", path.display()))?;
     }
-    .map_err(|e| e.to_string())?;
+    let lists = lists(options)?;
     let out = if writes {
         Some(named(&options.out, "--out")?)
     } else {
@@ -169,7 +223,10 @@ fn measure(options: &Options, writes: bool) -> Result<(), String> {
     };
     let embedder = Embedder::open(&options.clip, &Device::Cpu).map_err(|e| e.to_string())?;
     if embedder.sha256() != set.clip_sha256 {
-        return Err("the set was made with other weights than `--clip`".into());
+        return Err(
+            "the set was made with other weights than `--clip`\nhint: `sha256sum` of that file must be the set's `clip_sha256`; make the set anew with `embed`"
+                .into(),
+        );
     }
     let places = embedder.phrases(&lists, &options.cache).map_err(|e| e.to_string())?;
     let made = match out {

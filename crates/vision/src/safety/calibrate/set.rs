@@ -18,6 +18,8 @@ pub type Labels = BTreeMap<Group, Option<bool>>;
 pub struct LabelledSet {
     /// Sum of the weights that the vectors were made with.
     pub clip_sha256: String,
+    /// The vectors are of no pictures: see [`super::made_up`].
+    pub is_made_up: bool,
     rows: Vec<Vec<f32>>,
     labels: Vec<Labels>,
 }
@@ -95,6 +97,43 @@ impl LabelledSet {
         Ok(())
     }
 
+    /// Adds all of another set.
+    ///
+    /// # Errors
+    /// It was made with other weights.
+    pub fn extend(&mut self, other: Self) -> Result<()> {
+        if self.clip_sha256 != other.clip_sha256 {
+            return Err(VisionError::Input(
+                "sets that were made with different weights cannot be joined".into(),
+            ));
+        }
+        self.is_made_up |= other.is_made_up;
+        let both = other.rows.into_iter().zip(other.labels);
+        both.into_iter().try_for_each(|(row, labels)| self.push(row, labels))
+    }
+
+    /// What a picture's folder would be called: `person+?suggestive`, `none`.
+    pub fn label(&self, index: usize) -> String {
+        let label = |group: Group| match self.labels.get(index)?.get(&group).copied().flatten() {
+            Some(true) => Some(group.name().to_owned()),
+            Some(false) => None,
+            None => Some(format!("?{}", group.name())),
+        };
+        let parts: Vec<String> = Group::ALL.into_iter().filter_map(label).collect();
+        if parts.is_empty() {
+            "none".into()
+        } else {
+            parts.join("+")
+        }
+    }
+
+    /// How many vectors stand there already, to the last bit.
+    pub fn n_repeated(&self) -> usize {
+        let mut seen = std::collections::HashSet::new();
+        let bits = |row: &Vec<f32>| row.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+        self.rows.iter().filter(|row| !seen.insert(bits(row))).count()
+    }
+
     /// Number of pictures.
     pub fn len(&self) -> usize {
         self.rows.len()
@@ -144,6 +183,7 @@ impl LabelledSet {
         let header = HashMap::from([
             ("groups".to_owned(), names.join(",")),
             ("clip_sha256".to_owned(), self.clip_sha256.clone()),
+            ("made_up".to_owned(), self.is_made_up.to_string()),
         ]);
         let view = |dtype, shape: [usize; 2], data| {
             TensorView::new(dtype, shape.to_vec(), data).map_err(|e| broken(e.to_string()))
@@ -178,6 +218,7 @@ impl LabelledSet {
             .map(|name| Group::from_name(name).ok_or(format!("unknown group `{}`", name.escape_debug())))
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let mut set = Self::new(note("clip_sha256")?);
+        set.is_made_up = notes.get("made_up").is_some_and(|is| is == "true");
 
         let file = SafeTensors::deserialize(&bytes).map_err(|e| e.to_string())?;
         let tensor = |name: &str, dtype: Dtype| -> std::result::Result<(Vec<u8>, [usize; 2]), String> {
@@ -260,6 +301,11 @@ mod tests {
         assert!(set.push(vec![f32::NAN, 1.0], labels_of("none").unwrap()).is_err());
         set.write(&path).unwrap();
         assert_eq!(LabelledSet::open(&path).unwrap(), set);
+        assert_eq!((set.label(0), set.label(1)), ("person+?explicit".into(), "none".into()));
+        let mut twice = set.clone();
+        twice.extend(LabelledSet::open(&path).unwrap()).unwrap();
+        assert_eq!((twice.len(), twice.n_repeated(), set.n_repeated()), (4, 2, 0));
+        assert!(twice.extend(LabelledSet::new("other weights")).is_err());
 
         let whole = std::fs::read(&path).unwrap();
         let refused = |bytes: &[u8]| {
