@@ -1,6 +1,7 @@
 //! What makes the alchemist a program: its section, its checks, its files.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use clap::Subcommand;
 use horde_client::alchemy::Form;
@@ -69,6 +70,8 @@ impl Program for Alchemist {
     const ABOUT: &'static str = "Upscales, repairs, cuts out and describes pictures for the AI Horde.";
     const UNIT: &'static str = "tiles";
     const FAULTS_PER_HOUR: usize = 50;
+    // Many sources are addresses that strangers chose and where nothing is; the Horde sends such a form three times.
+    const REST_AFTER_FAULT: Duration = Duration::from_secs(2);
     const CONFIG_FILE: &'static str = include_str!("../../../configs/alchemist.toml");
     const MODELS_KEY: &'static str = "forms";
 

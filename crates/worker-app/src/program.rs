@@ -36,6 +36,8 @@ pub trait Program: Sized + Send + Sync + 'static {
     const UNIT: &'static str;
     /// Generations handed back in an hour after which popping rests; the Horde forces maintenance at 20, for alchemy at 100.
     const FAULTS_PER_HOUR: usize = 10;
+    /// How long popping rests after a job was handed back; twice as long after each further one in a row.
+    const REST_AFTER_FAULT: Duration = Duration::from_secs(10);
     /// The commented configuration file of `configs/`, by `include_str!`; `setup` fills it in.
     const CONFIG_FILE: &'static str;
     /// The key in the worker's own section that names the models to serve (a list of strings, or one string); `setup`

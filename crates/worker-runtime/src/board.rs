@@ -78,7 +78,7 @@ impl Board {
                 next_tile: 0,
                 tiles: BTreeMap::new(),
                 live_ids: HashSet::new(),
-                breaker: Breaker::new(settings.faults_per_hour),
+                breaker: Breaker::new(settings.faults_per_hour, settings.rest_after_fault),
                 chance: Chance::new(settings.seed),
                 api_bucket: TokenBucket::new(now),
                 store_bucket: TokenBucket::new(now),

@@ -29,6 +29,9 @@ pub struct Settings {
     /// Generations that may be handed back in any hour before popping stops; the server forces maintenance at 20
     /// (100 for alchemy). Default 10.
     pub faults_per_hour: usize,
+    /// Popping rests for this long after any fault, and twice as long after each further one in a row up to sixteen times; a
+    /// poison job that comes back at once would otherwise spend the hour's faults in seconds. Default 10 s.
+    pub rest_after_fault: Duration,
     /// Seeds all jitter.
     pub seed: u64,
     /// Wall time for the ledger and for display.
@@ -43,6 +46,7 @@ impl Default for Settings {
             patience: Patience::default(),
             max_outbox: 8,
             faults_per_hour: 10,
+            rest_after_fault: Duration::from_secs(10),
             seed: RandomState::new().hash_one(0u8),
             clock: Clock::System,
         }

@@ -206,6 +206,7 @@ fn alchemy_payloads_go_through_the_types_unchanged() {
                 let payload = job.payload.as_ref().expect("a payload");
                 assert_eq!(Some(payload.form.as_str()), form["form"].as_str(), "{name}");
                 assert!(!matches!(payload.form, alchemy::Form::Other(_)), "{name}");
+                assert_eq!(job.model.as_deref(), form["form"].as_str(), "{name}");
                 assert_eq!(
                     job.generations[0].upload.is_some(),
                     form["r2_upload"].is_string(),

@@ -258,6 +258,7 @@ fn settings<P: Program>(common: &Common) -> Settings {
     settings.prefetch.depth = u8::try_from(common.prefetch).unwrap_or(2);
     settings.drain_grace = common.grace;
     settings.faults_per_hour = P::FAULTS_PER_HOUR;
+    settings.rest_after_fault = P::REST_AFTER_FAULT;
     settings
 }
 

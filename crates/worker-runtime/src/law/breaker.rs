@@ -13,9 +13,8 @@ const IN_A_ROW: u32 = 3;
 const PER_HOUR: usize = 6;
 const FIRST_OPEN: Duration = Duration::from_secs(60);
 const LONGEST_OPEN: Duration = Duration::from_secs(30 * 60);
-/// Pause after any fault; a poison job that comes back at once would otherwise burn the server's drop budget in seconds.
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(160);
+/// Faults in a row double the pause this often.
+const DOUBLINGS: u32 = 4;
 
 /// What became of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +40,7 @@ pub enum Rest {
 #[derive(Clone, Debug)]
 pub struct Breaker {
     budget_per_hour: usize,
+    first_pause: Duration,
     faults: VecDeque<Instant>,
     faults_of_ours: VecDeque<Instant>,
     n_ours_in_a_row: u32,
@@ -51,10 +51,12 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// A closed breaker that lets `budget_per_hour` generations (at least 1) be handed back in any hour.
-    pub fn new(budget_per_hour: usize) -> Self {
+    /// A closed breaker that lets `budget_per_hour` generations (at least 1) be handed back in any hour, and pauses for
+    /// `first_pause` after a fault.
+    pub fn new(budget_per_hour: usize, first_pause: Duration) -> Self {
         Self {
             budget_per_hour: budget_per_hour.max(1),
+            first_pause,
             faults: VecDeque::new(),
             faults_of_ours: VecDeque::new(),
             n_ours_in_a_row: 0,
@@ -78,9 +80,7 @@ impl Breaker {
             }
             JobEnd::Faulted { ours } => {
                 self.faults.push_back(now);
-                let pause = FIRST_PAUSE
-                    .saturating_mul(1 << self.n_any_in_a_row.min(4))
-                    .min(LONGEST_PAUSE);
+                let pause = self.first_pause.saturating_mul(1 << self.n_any_in_a_row.min(DOUBLINGS));
                 self.n_any_in_a_row = self.n_any_in_a_row.saturating_add(1);
                 self.pause_until = Some(now + pause);
                 if ours {
@@ -140,11 +140,12 @@ impl Breaker {
 mod tests {
     use super::*;
 
+    const PAUSE: Duration = Duration::from_secs(10);
     const OURS: JobEnd = JobEnd::Faulted { ours: true };
 
     #[test]
     fn f054_three_faults_of_ours_in_a_row_open_it_for_longer_each_time() {
-        let (mut breaker, mut now) = (Breaker::new(1000), Instant::now());
+        let (mut breaker, mut now) = (Breaker::new(1000, PAUSE), Instant::now());
         let mut opened = vec![];
         for _ in 0..3 {
             breaker.on(OURS, now);
@@ -163,7 +164,7 @@ mod tests {
     fn f054_no_pattern_of_faults_spends_more_than_the_hours_budget() {
         for seed in 0..200u64 {
             let mut chance = crate::law::chance::Chance::new(seed);
-            let (mut breaker, mut now, mut faulted) = (Breaker::new(10), Instant::now(), VecDeque::new());
+            let (mut breaker, mut now, mut faulted) = (Breaker::new(10, PAUSE), Instant::now(), VecDeque::new());
             for _ in 0..2_000 {
                 now += Duration::from_secs_f64(chance.unit() * 5.0);
                 if let Some((until, _)) = breaker.rest(now) {
@@ -192,14 +193,27 @@ mod tests {
 
     #[test]
     fn faults_of_the_job_only_pause_and_a_done_job_forgives_the_row() {
-        let (mut breaker, now) = (Breaker::new(1000), Instant::now());
+        let (mut breaker, now) = (Breaker::new(1000, PAUSE), Instant::now());
         breaker.on(JobEnd::Faulted { ours: false }, now);
-        assert_eq!(breaker.rest(now), Some((now + FIRST_PAUSE, Rest::AfterFault)));
-        assert_eq!(breaker.rest(now + FIRST_PAUSE), None);
+        assert_eq!(breaker.rest(now), Some((now + PAUSE, Rest::AfterFault)));
+        assert_eq!(breaker.rest(now + PAUSE), None);
         breaker.on(OURS, now);
         breaker.on(OURS, now);
         breaker.on(JobEnd::Done, now);
         breaker.on(OURS, now);
         assert_eq!(breaker.rest(now).map(|(_, why)| why), Some(Rest::AfterFault));
+    }
+
+    #[test]
+    fn faults_in_a_row_double_the_pause_four_times() {
+        let (mut breaker, mut now) = (Breaker::new(50, Duration::from_secs(2)), Instant::now());
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            breaker.on(JobEnd::Faulted { ours: false }, now);
+            let (until, _) = breaker.rest(now).expect("a pause");
+            pauses.push((until - now).as_secs());
+            now = until;
+        }
+        assert_eq!(pauses, [2, 4, 8, 16, 32, 32]);
     }
 }
