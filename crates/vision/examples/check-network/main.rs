@@ -92,12 +92,9 @@ fn upscaler(w: &Weights, given: &Given) -> Result<Tensors> {
     )]))
 }
 
-/// The picture in tiles (`tiling`: side, shared, left out) and as a whole.
+/// The picture as a whole, and in tiles by each row of `tilings` (side, shared, left out): `whole`, `tiled0`, `tiled1`, …
 fn tiles(w: &Weights, given: &Given) -> Result<Tensors> {
     let (net, picture) = (Upscaler::load(w)?, given.picture("picture")?);
-    let [tile, overlap, context] = given.ids("tiling")?[..] else {
-        bail!("`tiling` has three numbers");
-    };
     let run = |tile: u32, overlap: u32, context: u32| -> Result<Tensor> {
         let tiling = Tiling {
             tile: tile as usize,
@@ -109,11 +106,15 @@ fn tiles(w: &Weights, given: &Given) -> Result<Tensors> {
         let shape = (enlarged.height() as usize, enlarged.width() as usize, 3);
         Ok(Tensor::from_slice(enlarged.data(), shape, &Device::Cpu)?)
     };
-    let whole = picture.width().max(picture.height());
-    Ok(Tensors::from([
-        ("tiled".into(), run(tile, overlap, context)?),
-        ("whole".into(), run(whole, 0, 0)?),
-    ]))
+    let side = picture.width().max(picture.height());
+    let mut made = Tensors::from([("whole".into(), run(side, 0, 0)?)]);
+    for (n, tiling) in given.ids("tilings")?.chunks(3).enumerate() {
+        let [tile, overlap, context] = *tiling else {
+            bail!("each of `tilings` has three numbers");
+        };
+        made.insert(format!("tiled{n}"), run(tile, overlap, context)?);
+    }
+    Ok(made)
 }
 
 /// The whole way of [`vision::face::restore_faces`], with the weights of three networks below their names.

@@ -59,7 +59,7 @@ def dysampled():
     # Where to sample: the places themselves are no weights, and offsets reach a pixel or two.
     net.to_img.init_pos.copy_(start)
     net.to_img.offset.weight.mul_(0.2)
-    return kept(net)
+    return net
 
 
 def span():
@@ -89,7 +89,7 @@ CASES = {
     "realesr-animevideov3 (16)": lambda: case(kept(fill(Compact(num_feat=64, num_conv=16, upscale=4))), "Compact", cut("chelsea", 100, 60, 128, 96)),
     "realesr-general-x4v3 (32)": lambda: case(kept(fill(Compact(num_feat=64, num_conv=32, upscale=4))), "Compact", cut("chelsea", 100, 60, 96, 96)),
     "RealPLKSR (28 blocks, kernel 17)": lambda: case(kept(fill(real_plksr())), "PLKSR", cut("astronaut", 180, 60, 80, 64)),
-    "RealPLKSR with DySample": lambda: case(dysampled(), "PLKSR", cut("astronaut", 180, 60, 80, 64)),
+    "RealPLKSR with DySample": lambda: case(kept(dysampled()), "PLKSR", cut("astronaut", 180, 60, 80, 64)),
     "SPAN (48)": lambda: case(span(), "SPAN", cut("astronaut", 180, 60, 96, 80)),
     "DAT-2 (36 blocks, windows 8x32)": lambda: case(kept(fill(dat2())), "DAT", cut("astronaut", 180, 60, 70, 50)),
 }
