@@ -6,6 +6,7 @@ mod bad_input;
 mod configuration;
 mod crafted;
 mod engine;
+mod forms;
 mod lanes;
 mod models;
 mod strange;
