@@ -12,8 +12,10 @@ use crate::law::owner::Wish;
 use crate::run::Worker;
 use crate::status::{DeviceStatus, RestStatus, State, Status};
 
-/// At most four times a second, and at least every five seconds, so that a reader can tell a live worker from a dead one.
+/// At most four times a second, and at least every five seconds, so that a reader can tell a live worker from a dead one; every
+/// second while it holds jobs, whose ages and times left move although nothing happens.
 const SHORTEST: Duration = Duration::from_millis(250);
+const WITH_JOBS: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(5);
 const HOUR_S: f64 = 3600.0;
 /// Kudos per hour are not scaled up from less than this.
@@ -23,16 +25,20 @@ impl<B: Backend> Worker<B> {
     /// Publishes when something changed and the last time is long enough ago; says when to come back.
     pub fn publish(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        let is_dirty = self.shop.board.look().is_dirty;
+        let (is_dirty, holds_jobs) = {
+            let board = self.shop.board.look();
+            (board.is_dirty, !board.tiles.is_empty())
+        };
+        let longest = if holds_jobs { WITH_JOBS } else { LONGEST };
         let due = self
             .published
-            .map_or(now, |last| last + if is_dirty { SHORTEST } else { LONGEST });
+            .map_or(now, |last| last + if is_dirty { SHORTEST } else { longest });
         if due > now {
             return Some(due);
         }
         self.published = Some(now);
         self.tell(self.status(now));
-        Some(now + LONGEST)
+        Some(now + longest)
     }
 
     fn status(&self, now: Instant) -> Status {

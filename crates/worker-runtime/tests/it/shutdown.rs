@@ -221,6 +221,20 @@ async fn an_order_shows_at_once_although_a_long_job_says_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_age_of_a_long_job_that_says_nothing_moves_every_second() {
+    let (world, dir) = (World::new(1), tempfile::tempdir().expect("a directory"));
+    world.file("steps=1 ms=60000", 1);
+    let mut worker = world.start(dir.path(), one(), world.settings(1));
+    for age_s in 20..30 {
+        let told = worker
+            .until(|status| status.jobs.iter().any(|job| job.age_s >= f64::from(age_s)))
+            .await;
+        assert!(told.jobs[0].age_s < f64::from(age_s) + 1.3, "{}", told.jobs[0].age_s);
+    }
+    worker.finish().await.expect("a good end");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pause_at_once_hands_back_and_frees_the_device_in_seconds() {
     let (world, dir) = (World::new(1), tempfile::tempdir().expect("a directory"));
     world.file("steps=60 ms=1000", 1);
