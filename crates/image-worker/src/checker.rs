@@ -6,8 +6,8 @@ use diffusion::safetensors_file::SafetensorsFile;
 use imaging::Picture;
 use vision::Device;
 pub use vision::safety::CheckerFiles;
-use vision::safety::{Context, Rating, SafetyChecker, Style};
-use worker_app::Stop;
+use vision::safety::{Context, Lists, Rating, SafetyChecker, Style};
+use worker_app::{Check, Stop};
 
 use crate::checked::{About, Checker, Gate};
 
@@ -46,6 +46,23 @@ pub fn find(models_dir: &Path) -> Result<CheckerFiles, Stop> {
         sd_checker: there(SD_CHECKER),
         open_nsfw: there(OPEN_NSFW),
     })
+}
+
+/// What `doctor` says of the check's files: missing lists are those of this build, which are not calibrated, and lists of the
+/// owner's own may be broken or not calibrated either.
+pub fn diagnosis(files: &CheckerFiles) -> Check {
+    const NAME: &str = "content check";
+    match files.lists.as_deref().map(Lists::open) {
+        None => Check::ok(
+            NAME,
+            "its files are there; its thresholds are not calibrated yet (docs/SAFETY.md)",
+        ),
+        Some(Ok(lists)) if lists.calibrated => Check::ok(NAME, "its files and calibrated lists of your own are there"),
+        Some(Ok(_)) => Check::warn(NAME, "its files are there; your own lists do not count as calibrated")
+            .hint("`just safety-calibrate tune` says why (docs/SAFETY.md)"),
+        Some(Err(error)) => Check::fail(NAME, error.to_string())
+            .hint("mend the file, make it anew with `just safety-calibrate tune` (docs/SAFETY.md), or remove it"),
+    }
 }
 
 /// What the check holds: every number of its networks in four bytes.
@@ -94,5 +111,43 @@ impl Checker for SafetyChecker {
         let verdict = self.check(picture, &context).map_err(|error| error.to_string())?;
         tracing::debug!(rating = ?verdict.rating, views = verdict.scores.n_views, "a picture was checked");
         Ok(verdict.rating)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use worker_app::Verdict;
+
+    use super::*;
+
+    #[test]
+    fn doctor_tells_lists_that_are_broken_or_not_calibrated() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lists.json");
+        let mut lists = Lists::builtin().unwrap();
+        let mut check = |calibrated: Option<bool>, expected: (Verdict, &str)| {
+            let json = calibrated.map(|calibrated| {
+                lists.calibrated = calibrated;
+                lists.to_json().unwrap()
+            });
+            std::fs::write(&path, json.unwrap_or_default()).unwrap();
+            let files = CheckerFiles {
+                lists: Some(path.clone()),
+                ..CheckerFiles::default()
+            };
+            let said = diagnosis(&files);
+            assert!(
+                said.verdict == expected.0 && said.message.contains(expected.1),
+                "{said:?}"
+            );
+        };
+        check(Some(true), (Verdict::Ok, "calibrated lists of your own"));
+        check(Some(false), (Verdict::Warn, "do not count as calibrated"));
+        check(None, (Verdict::Fail, "lists.json"));
+        let said = diagnosis(&CheckerFiles::default());
+        assert!(
+            said.verdict == Verdict::Ok && said.message.contains("not calibrated yet"),
+            "{said:?}"
+        );
     }
 }

@@ -303,11 +303,7 @@ fn has_checker(context: &Context<Dreamer>) -> Result<Option<CheckerFiles>, Stop>
 fn content_check(context: &Context<Dreamer>) -> Check {
     const NAME: &str = "content check";
     match has_checker(context) {
-        Ok(Some(files)) if files.lists.is_some() => Check::ok(NAME, "its files and your own lists are there"),
-        Ok(Some(_)) => Check::ok(
-            NAME,
-            "its files are there; its thresholds are not calibrated yet (docs/SAFETY.md)",
-        ),
+        Ok(Some(files)) => checker::diagnosis(&files),
         Ok(None) => Check::warn(NAME, "off: pictures go unchecked to a Horde on this machine"),
         Err(stop) => Check::from_stop(NAME, &stop),
     }

@@ -48,12 +48,6 @@ impl SdSafetyChecker {
             if found.places.dim(0)? != found.thresholds.len() {
                 return Err(w.misshapen(thresholds, w.shape(thresholds)?, "one threshold per concept is needed"));
             }
-            // Compared with one that is no number, no picture would ever be found.
-            if found.thresholds.iter().any(|threshold| !threshold.is_finite()) {
-                return Err(VisionError::Input(format!(
-                    "`{thresholds}` holds a threshold that is no number"
-                )));
-            }
             Ok(found)
         };
         Ok(Self {

@@ -271,6 +271,28 @@ fn missing_and_broken_files_are_named() {
     // A network that was named but is another one is no reason to go on without it.
     check(&|files| files.open_nsfw = Some(tiny()), "nsfw classifier");
     check(&|files| files.sd_checker = Some(tiny()), "safety checker");
+    // One that is whole but gives no number for a picture would cost every job, and only after it was done.
+    let overflows = folder.path().join("overflows.safetensors");
+    let tensors = std::collections::HashMap::from([
+        (
+            "conv_1.weight".to_owned(),
+            Tensor::full(1e38f32, (1, 3, 3, 3), &Device::Cpu).unwrap(),
+        ),
+        (
+            "conv_1.bias".to_owned(),
+            Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu).unwrap(),
+        ),
+        (
+            "fc_nsfw.weight".to_owned(),
+            Tensor::full(1e38f32, (2, 1), &Device::Cpu).unwrap(),
+        ),
+        (
+            "fc_nsfw.bias".to_owned(),
+            Tensor::zeros(2, candle_core::DType::F32, &Device::Cpu).unwrap(),
+        ),
+    ]);
+    candle_core::safetensors::save(&tensors, &overflows).unwrap();
+    check(&|files| files.open_nsfw = Some(overflows.clone()), "gave no number");
     let half = folder.path().join("half.safetensors");
     let bytes = std::fs::read(tiny()).unwrap();
     std::fs::write(&half, &bytes[..bytes.len() / 2]).unwrap();
