@@ -24,6 +24,8 @@ const BETWEEN: [&[&str]; 6] = [
     &["odd"],
     &["plus"],
 ];
+/// Units that are told from what is run on behind them.
+const RUN_ON: [&str; 4] = ["yearsold", "yearold", "yrsold", "yrold"];
 /// Most pieces of `y e a r s o l d`.
 const MOST_PIECES: usize = 8;
 
@@ -130,6 +132,19 @@ impl Tokens {
                 .collect();
             if let Some((number, unit)) = lists.number_and_unit(word) {
                 parts = vec![number.to_owned(), unit.to_owned()];
+            }
+            // `8yearoldcat`
+            if let Some(at) = parts.iter().position(|part| {
+                RUN_ON
+                    .iter()
+                    .any(|unit| part.len() > unit.len() && part.starts_with(unit))
+            }) {
+                let unit = RUN_ON
+                    .iter()
+                    .find(|unit| parts[at].starts_with(**unit))
+                    .map_or(0, |unit| unit.len());
+                let rest = parts[at].split_off(unit);
+                parts.insert(at + 1, rest);
             }
             let n_parts = parts.len();
             tokens.glued.extend((1..=n_parts).map(|n| n < n_parts));
