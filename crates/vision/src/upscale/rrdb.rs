@@ -12,6 +12,8 @@ use crate::layers::{Act, Conv, pixel_unshuffle, upsample_nearest};
 use crate::weights::Weights;
 
 const SLOPE: Act = Act::Leaky(0.2);
+/// Most doublings that are looked for; published networks have at most three.
+const MAX_UP: usize = 8;
 
 /// Residual-in-residual dense blocks, then nearest-neighbour enlargement with convolutions.
 pub(crate) struct Rrdb {
@@ -64,7 +66,8 @@ impl Layout {
                 .keys()
                 .filter_map(|key| key.split('.').next()?.parse::<usize>().ok())
                 .max();
-            let n_up = last.unwrap_or(0).saturating_sub(4) / 3;
+            // A file may number its layers as it likes.
+            let n_up = (last.unwrap_or(0).saturating_sub(4) / 3).min(MAX_UP);
             let n_blocks = w.count("model.1.sub").saturating_sub(1);
             return Ok(Self {
                 first: "model.0".into(),
@@ -87,7 +90,7 @@ impl Layout {
             },
             n_blocks: w.count(if real { "body" } else { "RRDB_trunk" }),
             trunk: if real { "conv_body".into() } else { "trunk_conv".into() },
-            up: (1..=8)
+            up: (1..=MAX_UP)
                 .map(|n| format!("{up_name}{n}"))
                 .take_while(|n| has(n))
                 .collect(),

@@ -121,3 +121,20 @@ fn a_missing_tensor_is_told_by_its_key() {
         .unwrap();
     assert!(error.to_string().contains("body."), "{error}");
 }
+
+#[test]
+fn a_layer_of_a_number_beyond_all_networks_costs_nothing() {
+    let path = root().join("models/alchemy/esrgan_x4.safetensors");
+    let weights = Weights::open(&path, &Device::Cpu).unwrap();
+    let tensor = weights.get("conv_last.weight").unwrap();
+    for number in [3_000_000_004u64, u64::MAX] {
+        let names = [
+            "model.0.weight".to_owned(),
+            "model.1.sub.0.RDB1.conv1.0.weight".to_owned(),
+            format!("model.{number}.weight"),
+        ];
+        let tensors = names.map(|name| (name, tensor.clone()));
+        let error = Upscaler::load(&Weights::from_tensors(tensors.into_iter().collect(), &Device::Cpu)).err();
+        assert!(matches!(error, Some(VisionError::Missing { .. })), "{error:?}");
+    }
+}
