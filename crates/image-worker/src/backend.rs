@@ -23,7 +23,7 @@ use crate::extras::Extras;
 use crate::facts::Facts;
 use crate::order::{Order, order, within};
 use crate::room::SMALLEST_PIXELS;
-use crate::work::{Made, Output, Work};
+use crate::work::{Censors, Made, Output, Work};
 use crate::{prompt, sources};
 
 /// Image jobs in the supervisor.
@@ -179,7 +179,10 @@ impl Backend for DreamerBackend {
             embeddings: found.embeddings,
             post: params.post_processing,
             face_strength: within(params.facefixer_strength, 0.0, 1.0).unwrap_or(1.0) as f32,
-            censors: !self.common.nsfw || params.use_nsfw_censor.unwrap_or(false),
+            censors: match params.use_nsfw_censor {
+                Some(true) => Some(Censors::Requester),
+                _ => (!self.common.nsfw).then_some(Censors::Owner),
+            },
             has_censored_word,
             notes,
         })

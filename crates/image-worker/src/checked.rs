@@ -5,10 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use horde_client::metadata::{Metadata, MetadataType, MetadataValue, State};
 use imaging::{Picture, WebpOptions, encode_webp};
 use serde_bytes::ByteBuf;
-use vision::safety::{Rating, replacement};
+use vision::safety::{Notice, Rating, replacement};
 use worker_runtime::backend::Fault;
 
-use crate::work::{Made, Output};
+use crate::work::{Censors, Made, Output};
 
 /// What a checker is told besides the picture.
 #[derive(Clone, Copy)]
@@ -43,7 +43,7 @@ pub enum Gate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
     /// Pictures not safe for work are replaced: the requester or the owner wants none.
-    pub censors: bool,
+    pub censors: Option<Censors>,
     /// The prompt has a word of the owner's list.
     pub has_censored_word: bool,
 }
@@ -68,31 +68,30 @@ impl Gate {
                 .map_err(|reason| Fault::of_worker(format!("the content check failed: {reason}")))?,
             Self::UncheckedOnLoopback => Rating::Ok,
         };
-        let censors = policy.censors || policy.has_censored_word;
-        let rating = if policy.has_censored_word {
-            rating.max(Rating::Nsfw)
-        } else {
-            rating
+        let unwanted = match policy.censors.filter(|_| rating == Rating::Nsfw) {
+            Some(Censors::Requester) => Some(Notice::Unwanted),
+            Some(Censors::Owner) => Some(Notice::NotHere),
+            None => policy.has_censored_word.then_some(Notice::Word),
         };
         let note = |kind, value| Some(Metadata::new(kind, value, None));
         let size = (picture.width(), picture.height());
-        Ok(match rating {
-            Rating::Csam => Checked {
-                picture: replacement(rating, size.0, size.1),
+        Ok(match (rating, unwanted) {
+            (Rating::Csam, _) => Checked {
+                picture: replacement(Notice::Removed, size.0, size.1),
                 state: State::Csam,
                 note: note(MetadataType::Censorship, MetadataValue::Csam),
             },
-            Rating::Nsfw if censors => Checked {
-                picture: replacement(rating, size.0, size.1),
+            (Rating::Nsfw | Rating::Ok, Some(notice)) => Checked {
+                picture: replacement(notice, size.0, size.1),
                 state: State::Censored,
                 note: note(MetadataType::Censorship, MetadataValue::Nsfw),
             },
-            Rating::Nsfw => Checked {
+            (Rating::Nsfw, None) => Checked {
                 picture,
                 state: State::Ok,
                 note: note(MetadataType::Information, MetadataValue::Nsfw),
             },
-            Rating::Ok => Checked {
+            (Rating::Ok, None) => Checked {
                 picture,
                 state: State::Ok,
                 note: None,
@@ -136,7 +135,11 @@ mod tests {
     };
     const SEEN: [u8; 3] = [9, 200, 9];
 
-    fn passed(says: Result<Rating, String>, censors: bool, has_censored_word: bool) -> Result<Checked, Fault> {
+    fn passed(
+        says: Result<Rating, String>,
+        censors: Option<Censors>,
+        has_censored_word: bool,
+    ) -> Result<Checked, Fault> {
         let policy = Policy {
             censors,
             has_censored_word,
@@ -146,56 +149,49 @@ mod tests {
 
     fn check(
         rating: Rating,
-        censors: bool,
+        censors: Option<Censors>,
         word: bool,
-        expected: (State, Option<(MetadataType, MetadataValue)>, bool),
+        expected: (State, Option<(MetadataType, MetadataValue)>, Option<Notice>),
     ) {
         let checked = passed(Ok(rating), censors, word).unwrap();
-        let is_original = checked.picture.rgb_at(32, 32) == Some(SEEN) && checked.picture.rgb_at(0, 0) == Some(SEEN);
+        let is = |notice: &Notice| checked.picture.data() == replacement(*notice, 64, 64).data();
+        let notice = Notice::ALL.into_iter().find(is);
+        let is_original = checked.picture.data() == Picture::filled(64, 64, SEEN).data();
+        assert_eq!(is_original, notice.is_none(), "{rating:?} {censors:?} {word}");
         let note = checked.note.map(|note| (note.kind, note.value));
-        assert_eq!(
-            (checked.state, note, is_original),
-            expected,
-            "{rating:?} {censors} {word}"
-        );
+        assert_eq!((checked.state, note, notice), expected, "{rating:?} {censors:?} {word}");
     }
 
     #[test]
     fn the_policy_is_that_of_the_horde() {
+        use Censors::{Owner, Requester};
         use MetadataType::{Censorship, Information};
-        check(Rating::Ok, false, false, (State::Ok, None, true));
-        check(Rating::Ok, true, false, (State::Ok, None, true));
-        check(
-            Rating::Nsfw,
-            false,
-            false,
-            (State::Ok, Some((Information, MetadataValue::Nsfw)), true),
-        );
-        check(
-            Rating::Nsfw,
-            true,
-            false,
-            (State::Censored, Some((Censorship, MetadataValue::Nsfw)), false),
-        );
-        check(
-            Rating::Ok,
-            false,
-            true,
-            (State::Censored, Some((Censorship, MetadataValue::Nsfw)), false),
-        );
-        for (censors, word) in [(false, false), (true, false), (false, true)] {
-            check(
-                Rating::Csam,
-                censors,
-                word,
-                (State::Csam, Some((Censorship, MetadataValue::Csam)), false),
-            );
+        let nothing = (State::Ok, None, None);
+        let replaced = |notice| (State::Censored, Some((Censorship, MetadataValue::Nsfw)), Some(notice));
+        let noted = (State::Ok, Some((Information, MetadataValue::Nsfw)), None);
+        for censors in [None, Some(Requester), Some(Owner)] {
+            check(Rating::Ok, censors, false, nothing.clone());
+            check(Rating::Ok, censors, true, replaced(Notice::Word));
+            for word in [false, true] {
+                let removed = (
+                    State::Csam,
+                    Some((Censorship, MetadataValue::Csam)),
+                    Some(Notice::Removed),
+                );
+                check(Rating::Csam, censors, word, removed);
+            }
+        }
+        check(Rating::Nsfw, None, false, noted);
+        check(Rating::Nsfw, None, true, replaced(Notice::Word));
+        for word in [false, true] {
+            check(Rating::Nsfw, Some(Requester), word, replaced(Notice::Unwanted));
+            check(Rating::Nsfw, Some(Owner), word, replaced(Notice::NotHere));
         }
     }
 
     #[test]
     fn a_checker_that_fails_lets_nothing_through() {
-        let fault = passed(Err("no memory".into()), false, false).map(drop).unwrap_err();
+        let fault = passed(Err("no memory".into()), None, false).map(drop).unwrap_err();
         assert!(fault.ours && fault.reason.contains("no memory"));
     }
 }

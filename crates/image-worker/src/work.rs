@@ -29,12 +29,22 @@ pub struct Work {
     pub post: Vec<String>,
     /// How much of a repaired face is laid over the old one, 0 to 1.
     pub face_strength: f32,
-    /// Pictures not safe for work are replaced.
-    pub censors: bool,
+    /// For whom pictures not safe for work are replaced, if at all.
+    pub censors: Option<Censors>,
     /// The owner's word list has a word of the prompt: the pictures are replaced.
     pub has_censored_word: bool,
     /// What is already known about all pictures of the job.
     pub notes: Vec<Metadata>,
+}
+
+/// Who wants no pictures that are not safe for work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Censors {
+    /// Who asked for the pictures.
+    Requester,
+    /// The owner of this worker, for everybody.
+    Owner,
 }
 
 /// A LoRA on disk.

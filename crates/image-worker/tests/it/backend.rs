@@ -14,7 +14,7 @@ use image_worker::config::Config;
 use image_worker::extras::Extras;
 use image_worker::facts::{Facts, Pace};
 use image_worker::room::Offer;
-use image_worker::work::Work;
+use image_worker::work::{Censors, Work};
 use model_store::adhoc::{AdHoc, AdHocSettings};
 use model_store::fetch::{Downloader, FetchSettings};
 use model_store::reference::Baseline;
@@ -198,10 +198,11 @@ async fn pictures_are_replaced_for_who_asked_for_it_and_on_a_worker_for_everybod
         let change = json!({ "payload": { "use_nsfw_censor": asked } });
         prepared(&set, &change).await.unwrap().censors
     };
-    assert!(!censors(true, json!(null)).await);
-    assert!(!censors(true, json!(false)).await);
-    assert!(censors(true, json!(true)).await);
-    assert!(censors(false, json!(null)).await);
+    assert_eq!(censors(true, json!(null)).await, None);
+    assert_eq!(censors(true, json!(false)).await, None);
+    assert_eq!(censors(true, json!(true)).await, Some(Censors::Requester));
+    assert_eq!(censors(false, json!(true)).await, Some(Censors::Requester));
+    assert_eq!(censors(false, json!(null)).await, Some(Censors::Owner));
     let config = Config {
         censorlist: vec!["Hat".into()],
         ..Config::default()

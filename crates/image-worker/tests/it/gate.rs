@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use image_worker::checked::{About, Checker, Gate};
-use image_worker::work::{LoraFile, Output};
+use image_worker::work::{Censors, LoraFile, Output};
 use imaging::Picture;
 use vision::safety::Rating;
 use worker_runtime::backend::{Engine, Fault};
@@ -56,7 +56,7 @@ fn made(answers: Vec<Answer>) -> (Vec<Result<Output, Fault>>, Vec<String>) {
         engine(&["tiny"], None, Gate::Checker(Box::new(checker))).expect("the tiny model is part of the repository");
     let mut work = work("tiny", 64);
     work.order.batch = batch;
-    work.censors = true;
+    work.censors = Some(Censors::Requester);
     // The file is not there: the picture is made without it, and its name is read all the same.
     work.loras.push(LoraFile {
         name: "plum ### cherry".into(),

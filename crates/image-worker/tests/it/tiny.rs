@@ -99,7 +99,7 @@ pub fn work(model: &str, side: u32) -> Work {
         embeddings: Vec::new(),
         post: Vec::new(),
         face_strength: 0.5,
-        censors: false,
+        censors: None,
         has_censored_word: false,
         notes: Vec::new(),
     }

@@ -34,7 +34,7 @@ pub use evidence::{GroupScore, Seen, see};
 pub use lists::{Anchor, Contrast, Group, Lists, Phrase, PhraseGroup, StyleList};
 pub use prompt::{Read, mentions, read};
 pub use rate::{Evidence, Reason, rate};
-pub use replacement::replacement;
+pub use replacement::{Notice, replacement};
 pub use views::views;
 
 /// What a picture may be used for. A later one is worse.
