@@ -5,7 +5,7 @@ use std::path::Path;
 use vision::background::{BackgroundRemover, MattingSettings};
 use vision::face::FaceDetector;
 use vision::nsfw::OpenNsfw;
-use vision::upscale::{Tiling, Upscaler};
+use vision::upscale::Upscaler;
 use vision::{Device, Weights};
 
 type Failure = Box<dyn std::error::Error>;
@@ -22,7 +22,7 @@ fn main() -> Result<(), Failure> {
         "upscale" => {
             let net = Upscaler::load(&weights)?;
             println!("{} x{}", net.architecture(), net.scale());
-            Some(net.upscale(&picture, Tiling::default(), &mut |_, _| true)?)
+            Some(net.upscale(&picture, net.tiling(), &mut |_, _| true)?)
         }
         "strip" => Some(BackgroundRemover::load(&weights)?.cut_out(&picture, &MattingSettings::default())?),
         "faces" => {
