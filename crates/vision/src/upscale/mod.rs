@@ -16,6 +16,9 @@ use crate::error::{Result, VisionError};
 use crate::weights::Weights;
 pub use plan::{MAX_RESULT_PIXELS, MAX_RESULT_SIDE, TilePlan, Tiling, fits_result};
 
+/// Called between the steps of a network.
+pub(crate) type Step<'a> = dyn FnMut() -> Result<()> + 'a;
+
 /// What a super-resolution network does to (1, 3, h, w) RGB in 0..=1.
 pub(crate) trait Network: Send + Sync {
     /// How many times larger the result is, at least 1.
@@ -40,8 +43,11 @@ pub(crate) trait Network: Send + Sync {
     /// Estimate of the f32 values held at once for a piece of so many source pixels.
     fn floats(&self, width: usize, height: usize) -> usize;
 
-    /// (1, 3, h, w) to (1, 3, h scale, w scale).
-    fn forward(&self, x: &Tensor) -> Result<Tensor>;
+    /// How many steps the work on one piece has, at least 1.
+    fn steps(&self) -> usize;
+
+    /// (1, 3, h, w) to (1, 3, h scale, w scale). `step` is called behind each step but the last, and its error ends the work.
+    fn forward(&self, x: &Tensor, step: &mut Step<'_>) -> Result<Tensor>;
 }
 
 /// A loaded upscaler of whatever architecture.
@@ -109,7 +115,8 @@ impl Upscaler {
 
     /// Enlarges a picture tile by tile, refused before any work as by [`Self::plan`]. The network sees colours without
     /// alpha, as ComfyUI gives them to it, but those that nobody sees are replaced by their visible neighbours', so that
-    /// they leave no rim; alpha is resampled beside. `progress(done, total)` is asked after each tile whether to go on.
+    /// they leave no rim; alpha is resampled beside. `progress(done, total)` is asked after each step of each tile whether to
+    /// go on.
     pub fn upscale(
         &self,
         picture: &Picture,
@@ -122,7 +129,10 @@ impl Upscaler {
             Some(_) => picture.with_hidden_filled().to_planar(),
             None => picture.to_planar(),
         };
-        tiles::run(&plan, &source, alpha.as_ref(), &mut |tile| self.forward(tile), progress)
+        let mut steps = Steps::new(plan.n_tiles(), &*self.network, progress);
+        tiles::run(&plan, &source, alpha.as_ref(), &mut |tile| {
+            self.stepwise(tile, &mut steps)
+        })
     }
 
     /// The same without rounding: planes in, planes out, unclamped. The whole result is held as floats.
@@ -134,7 +144,9 @@ impl Upscaler {
     ) -> Result<Planar> {
         let plan = self.plan(source.width(), source.height(), false, tiling)?;
         let mut bands: Vec<Planar> = Vec::new();
-        tiles::run_bands(&plan, source, &mut |tile| self.forward(tile), progress, &mut |band| {
+        let mut steps = Steps::new(plan.n_tiles(), &*self.network, progress);
+        let mut network = |tile: &Planar| self.stepwise(tile, &mut steps);
+        tiles::run_bands(&plan, source, &mut network, &mut |band| {
             bands.push(band);
             Ok(())
         })?;
@@ -154,11 +166,16 @@ impl Upscaler {
     /// The network on one piece, unclamped. Pieces that are no multiple of what the network needs are padded by
     /// mirroring and the result is cut.
     pub fn forward(&self, piece: &Planar) -> Result<Planar> {
+        self.stepwise(piece, &mut Steps::new(1, &*self.network, &mut |_, _| true))
+    }
+
+    fn stepwise(&self, piece: &Planar, steps: &mut Steps<'_>) -> Result<Planar> {
         let (width, height) = (piece.width() as usize, piece.height() as usize);
         let multiple = self.network.multiple();
         let x = Tensor::from_slice(piece.data(), (1, piece.channels(), height, width), &self.device)?;
         let x = mirror_to_multiple(&mirror_to_multiple(&x, 2, multiple)?, 3, multiple)?;
-        let y = self.network.forward(&x)?;
+        let y = self.network.forward(&x, &mut || steps.next())?;
+        steps.next()?;
         let scale = self.scale();
         let y = y.narrow(2, 0, height * scale)?.narrow(3, 0, width * scale)?;
         let data = y.flatten_all()?.to_vec1::<f32>()?;
@@ -168,6 +185,34 @@ impl Upscaler {
             ));
         }
         Ok(Planar::new(3, (width * scale) as u32, (height * scale) as u32, data)?)
+    }
+}
+
+/// Counts the steps of all tiles.
+struct Steps<'a> {
+    done: usize,
+    total: usize,
+    progress: &'a mut dyn FnMut(usize, usize) -> bool,
+}
+
+impl<'a> Steps<'a> {
+    fn new(n_tiles: usize, network: &dyn Network, progress: &'a mut dyn FnMut(usize, usize) -> bool) -> Self {
+        let total = n_tiles.saturating_mul(network.steps());
+        Self {
+            done: 0,
+            total,
+            progress,
+        }
+    }
+
+    /// One more is done; [`VisionError::Cancelled`] where it shall be the last.
+    fn next(&mut self) -> Result<()> {
+        self.done += 1;
+        if (self.progress)(self.done, self.total) {
+            Ok(())
+        } else {
+            Err(VisionError::Cancelled)
+        }
     }
 }
 

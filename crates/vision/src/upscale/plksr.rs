@@ -5,7 +5,7 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
-use super::Network;
+use super::{Network, Step};
 use crate::error::{Result, VisionError};
 use crate::layers::{Act, Conv, GroupNorm, pixel_shuffle, sigmoid};
 use crate::weights::Weights;
@@ -155,10 +155,15 @@ impl Network for RealPlksr {
             .saturating_mul(8 * self.first.out_channels() + 8 * 3 * self.scale * self.scale + sampling)
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn steps(&self) -> usize {
+        self.blocks.len() + 1
+    }
+
+    fn forward(&self, x: &Tensor, step: &mut Step<'_>) -> Result<Tensor> {
         let mut y = self.first.forward(x)?;
         for block in &self.blocks {
             y = block.forward(&y)?;
+            step()?;
         }
         let y = self.last.forward(&y)?; // (b, 3 scale², h, w)
         let (b, c, h, w) = x.dims4()?;

@@ -5,8 +5,8 @@
 use candle_core::Tensor;
 use tensor_ops::After;
 
-use super::Network;
 use super::strips::{in_strips, strip_pixels};
+use super::{Network, Step};
 use crate::error::{Result, VisionError};
 use crate::layers::{Act, Conv, pixel_unshuffle, upsample_nearest};
 use crate::weights::Weights;
@@ -201,7 +201,11 @@ impl Network for Rrdb {
             .saturating_add(strip.saturating_mul(enlarged))
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn steps(&self) -> usize {
+        self.blocks.len() + 1
+    }
+
+    fn forward(&self, x: &Tensor, step: &mut Step<'_>) -> Result<Tensor> {
         let x = if self.unshuffle > 1 {
             pixel_unshuffle(x, self.unshuffle)?
         } else {
@@ -215,6 +219,7 @@ impl Network for Rrdb {
                 inner = dense.forward(&inner)?;
             }
             body = ((inner * 0.2)? + &body)?;
+            step()?;
         }
         let body = (self.trunk.forward(&body)? + first)?;
         in_strips(&body, HALO, |strip| self.enlarged(strip))

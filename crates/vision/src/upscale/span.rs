@@ -5,7 +5,7 @@
 
 use candle_core::Tensor;
 
-use super::Network;
+use super::{Network, Step};
 use crate::error::Result;
 use crate::layers::{Act, Conv, pixel_shuffle, sigmoid};
 use crate::weights::Weights;
@@ -103,7 +103,11 @@ impl Network for Span {
             .saturating_mul(12 * self.first.out_channels() + 4 * 3 * self.scale * self.scale)
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn steps(&self) -> usize {
+        self.blocks.len() + 1
+    }
+
+    fn forward(&self, x: &Tensor, step: &mut Step<'_>) -> Result<Tensor> {
         let x = if self.normalise {
             let mean = Tensor::new(&MEAN, x.device())?.reshape((1, 3, 1, 1))?;
             (x.broadcast_sub(&mean)? * 255.0)?
@@ -123,6 +127,7 @@ impl Network for Span {
             feature = ((out3 + &feature)? * attention)?;
             after_first.get_or_insert_with(|| feature.clone());
             inside_last = Some(out1);
+            step()?;
         }
         let after_first = after_first.unwrap_or_else(|| feature.clone());
         let inside_last = inside_last.unwrap_or_else(|| feature.clone());

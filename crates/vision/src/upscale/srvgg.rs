@@ -6,7 +6,7 @@
 use candle_core::Tensor;
 use tensor_ops::After;
 
-use super::Network;
+use super::{Network, Step};
 use crate::error::Result;
 use crate::layers::Conv;
 use crate::weights::Weights;
@@ -63,7 +63,11 @@ impl Network for Srvgg {
         1280
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn steps(&self) -> usize {
+        self.hidden.len() + 1
+    }
+
+    fn forward(&self, x: &Tensor, step: &mut Step<'_>) -> Result<Tensor> {
         let mut y = x.clone();
         for (conv, Slopes(slopes)) in &self.hidden {
             let after = After {
@@ -71,6 +75,7 @@ impl Network for Srvgg {
                 ..After::default()
             };
             y = conv.forward_after(&[&y], &after)?;
+            step()?;
         }
         let y = self.last.forward(&y)?;
         Ok(tensor_ops::pixel_shuffle_onto(&y, self.scale, x)?)

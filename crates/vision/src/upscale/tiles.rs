@@ -58,7 +58,6 @@ pub(super) fn run(
     source: &Planar,
     alpha: Option<&Mask>,
     network: &mut dyn FnMut(&Planar) -> Result<Planar>,
-    progress: &mut dyn FnMut(usize, usize) -> bool,
 ) -> Result<Picture> {
     let (width, height) = ((plan.width * plan.scale) as u32, (plan.height * plan.scale) as u32);
     // Resampling works on columns, then on rows: the columns at once, the rows band by band.
@@ -66,7 +65,7 @@ pub(super) fn run(
     let channels = if alpha.is_some() { 4 } else { 3 };
     let mut bytes: Vec<u8> = Vec::with_capacity(width as usize * height as usize * channels);
     let mut n_rows = 0;
-    run_bands(plan, source, network, progress, &mut |band| {
+    run_bands(plan, source, network, &mut |band| {
         let colours = band.to_picture(ROUNDING);
         let rows = n_rows..n_rows + colours.height();
         n_rows = rows.end;
@@ -90,16 +89,10 @@ pub(super) fn run_bands(
     plan: &TilePlan,
     source: &Planar,
     network: &mut dyn FnMut(&Planar) -> Result<Planar>,
-    progress: &mut dyn FnMut(usize, usize) -> bool,
     finished: &mut dyn FnMut(Planar) -> Result<()>,
 ) -> Result<()> {
     if plan.n_tiles() == 1 {
-        let whole = network(source)?;
-        return if progress(1, 1) {
-            finished(whole)
-        } else {
-            Err(VisionError::Cancelled)
-        };
+        return finished(network(source)?);
     }
     let (scale, width) = (plan.scale, plan.width * plan.scale);
     let overlap = [plan.overlap, plan.context];
@@ -108,7 +101,6 @@ pub(super) fn run_bands(
     // Rows of the result from `band_begin` on that some tile has reached, plane by plane.
     let mut band: [Vec<f32>; 3] = Default::default();
     let mut band_begin = 0;
-    let mut n_done = 0;
     for (row_idx, ((y, rows), row_share)) in plan.rows.iter().zip(&row_shares).enumerate() {
         let needed = (y * scale + rows * scale - band_begin) * width;
         band.iter_mut().for_each(|plane| plane.resize(needed, 0.0));
@@ -128,10 +120,6 @@ pub(super) fn run_bands(
                     }
                 }
             }
-            n_done += 1;
-            if !progress(n_done, plan.n_tiles()) {
-                return Err(VisionError::Cancelled);
-            }
         }
         // No later tile reaches above the next row of tiles.
         let done = plan.rows.get(row_idx + 1).map_or(plan.height, |(y, _)| *y) * scale - band_begin;
@@ -144,7 +132,7 @@ pub(super) fn run_bands(
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::{Network, Tiling};
+    use super::super::{Network, Step, Tiling};
     use super::*;
 
     /// A network without memory of its neighbours: copies of each pixel.
@@ -157,7 +145,10 @@ pub(super) mod tests {
         fn floats(&self, width: usize, height: usize) -> usize {
             100 * width * height
         }
-        fn forward(&self, x: &candle_core::Tensor) -> Result<candle_core::Tensor> {
+        fn steps(&self) -> usize {
+            1
+        }
+        fn forward(&self, x: &candle_core::Tensor, _step: &mut Step<'_>) -> Result<candle_core::Tensor> {
             crate::layers::upsample_nearest(x, self.0)
         }
     }
@@ -182,7 +173,7 @@ pub(super) mod tests {
                 imaging::PlanarFilter::Nearest,
             ))
         };
-        run(&plan, &source(width, height), None, &mut network, &mut |_, _| true).unwrap()
+        run(&plan, &source(width, height), None, &mut network).unwrap()
     }
 
     #[test]
@@ -214,24 +205,5 @@ pub(super) mod tests {
                 .max();
             assert!(worst <= Some(1), "{width}x{height} in tiles of {tile}: {worst:?}");
         }
-    }
-
-    #[test]
-    fn a_refusal_to_go_on_stops_the_work() {
-        let tiling = Tiling {
-            tile: 16,
-            overlap: 4,
-            context: 0,
-            max_bytes: usize::MAX,
-        };
-        let plan = TilePlan::new(64, 64, false, tiling, &Enlarge(1)).unwrap();
-        let mut n_tiles = 0;
-        let mut network = |piece: &Planar| {
-            n_tiles += 1;
-            Ok(piece.clone())
-        };
-        let error = run(&plan, &source(64, 64), None, &mut network, &mut |done, _| done < 3);
-        assert!(matches!(error, Err(VisionError::Cancelled)));
-        assert_eq!(n_tiles, 3);
     }
 }

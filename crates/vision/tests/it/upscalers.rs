@@ -230,6 +230,51 @@ fn alpha_has_no_seam_and_what_nobody_sees_leaves_no_trace() {
 }
 
 #[test]
+fn progress_counts_the_steps_of_all_tiles_and_a_refusal_ends_the_work_at_once() {
+    let mut networks: Vec<Upscaler> = ["esrgan_x4", "compact_x4"]
+        .map(|name| {
+            Upscaler::load(&runner::open(&root().join(format!("models/alchemy/{name}.safetensors"))).unwrap()).unwrap()
+        })
+        .into();
+    for name in ["own/span_x2", "own/plksr_x4", "own/dat_x2"] {
+        networks.push(Upscaler::load(&Weights::from_tensors(own(name).0, &Device::Cpu)).unwrap());
+    }
+    let picture = source(60, 40);
+    let tiling = Tiling {
+        tile: 32,
+        overlap: 8,
+        context: 2,
+        max_bytes: usize::MAX,
+    };
+    for net in networks {
+        let family = net.architecture();
+        let n_tiles = net.plan(60, 40, false, tiling).unwrap().n_tiles();
+        assert!(n_tiles > 3, "{family}");
+        let mut told = Vec::new();
+        net.upscale(&picture, tiling, &mut |done, total| {
+            told.push((done, total));
+            true
+        })
+        .unwrap();
+        let total = told.len();
+        assert!(total % n_tiles == 0 && total >= 2 * n_tiles, "{family}: {total} steps");
+        assert!(
+            told.iter().copied().eq((1..=total).map(|done| (done, total))),
+            "{family}: {told:?}"
+        );
+        for last in [1, total / 2, total] {
+            let mut n_told = 0;
+            let ended = net.upscale(&picture, tiling, &mut |done, _| {
+                n_told = done;
+                done < last
+            });
+            assert!(matches!(ended, Err(VisionError::Cancelled)), "{family}");
+            assert_eq!(n_told, last, "{family}");
+        }
+    }
+}
+
+#[test]
 fn too_little_memory_and_too_large_results_are_refused_before_any_work() {
     let net = Upscaler::load(&runner::open(&root().join("models/alchemy/compact_x4.safetensors")).unwrap()).unwrap();
     let tight = Tiling {

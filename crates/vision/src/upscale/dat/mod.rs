@@ -9,7 +9,7 @@ use candle_core::{D, Tensor};
 
 use windows::Windows;
 
-use super::Network;
+use super::{Network, Step};
 use crate::error::Result;
 use crate::layers::{Act, Conv, LayerNorm, Linear, pixel_shuffle, sigmoid, softmax};
 use crate::transformer::heads;
@@ -181,10 +181,11 @@ impl Group {
         })
     }
 
-    fn forward(&self, x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, height: usize, width: usize, step: &mut Step<'_>) -> Result<Tensor> {
         let mut y = x.clone();
         for block in &self.blocks {
             y = block.forward(&y, height, width)?;
+            step()?;
         }
         let y = tokens(&self.end.forward(&planes(&y, height, width)?)?)?;
         Ok((x + y)?)
@@ -340,13 +341,17 @@ impl Network for Dat {
         width.saturating_mul(height).saturating_mul(blocks.max(end))
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn steps(&self) -> usize {
+        self.groups.iter().map(|group| group.blocks.len()).sum::<usize>() + 1
+    }
+
+    fn forward(&self, x: &Tensor, step: &mut Step<'_>) -> Result<Tensor> {
         let (_, _, height, width) = x.dims4()?;
         let mean = Tensor::new(&MEAN, x.device())?.reshape((1, 3, 1, 1))?;
         let first = self.first.forward(&x.broadcast_sub(&mean)?)?;
         let mut y = self.before.forward(&tokens(&first)?)?;
         for group in &self.groups {
-            y = group.forward(&y, height, width)?;
+            y = group.forward(&y, height, width, step)?;
         }
         let y = planes(&self.norm.forward(&y)?, height, width)?;
         let y = (self.after_body.forward(&y)? + first)?;
