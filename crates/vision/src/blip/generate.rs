@@ -304,7 +304,7 @@ fn beams(
     }
     let best = finished.into_iter().next().or_else(|| running.into_iter().next());
     best.map(|beam| beam.ids)
-        .ok_or_else(|| VisionError::Input("no caption was found".into()))
+        .ok_or_else(|| VisionError::Misfit("no caption was found".into()))
 }
 
 fn log_softmax(scores: &[f32]) -> Vec<f32> {

@@ -137,7 +137,7 @@ impl SafetyChecker {
         let seen = self.eyes.embed_pixels(&Tensor::cat(&pixels, 0)?)?; // (views, dimension)
         let seen = seen.to_vec2::<f32>()?;
         if !seen.iter().all(|place| has_length_one(place)) {
-            return Err(VisionError::Input(
+            return Err(VisionError::Misfit(
                 "CLIP gave no direction for the picture: its weights are broken".into(),
             ));
         }
@@ -203,7 +203,7 @@ fn networks(sd_checker: Option<bool>, open_nsfw: Option<f32>) -> Result<Level> {
         return Ok(flagged);
     };
     if !(0.0..=1.0).contains(&score) {
-        return Err(VisionError::Input("the nsfw network gave no probability".into()));
+        return Err(VisionError::Misfit("the nsfw network gave no probability".into()));
     }
     let reached = OPEN_NSFW.iter().find(|(from, _)| score >= *from);
     Ok(reached.map_or(Level::None, |(_, level)| *level).max(flagged))

@@ -57,7 +57,7 @@ pub fn see(lists: &Lists, views: &[Vec<f32>], declared: Style) -> Result<Seen> {
     }
     // Written so that NaN fails.
     if !views.iter().flatten().all(|cosine| cosine.abs() <= MAX_COSINE) {
-        return Err(VisionError::Input(
+        return Err(VisionError::Misfit(
             "CLIP gave similarities that are no numbers between -1 and 1".into(),
         ));
     }

@@ -63,7 +63,7 @@ pub(super) fn places(clip: &Clip, tokenizer: &ClipTokenizer, texts: &[&str], cac
         places.extend(clip.text.embed(&ids)?.to_vec2::<f32>()?);
     }
     if !places.iter().all(|place| has_length_one(place)) {
-        return Err(VisionError::Input(
+        return Err(VisionError::Misfit(
             "CLIP gave places of phrases that are no directions: its weights are broken".into(),
         ));
     }

@@ -103,7 +103,7 @@ impl Layout {
 impl Rrdb {
     pub(crate) fn load(w: &Weights) -> Result<Self> {
         if w.keys().any(|k| k.contains("conv1x1")) {
-            return Err(VisionError::Input(
+            return Err(VisionError::Misfit(
                 "ESRGAN+ (with 1x1 side branches) is not supported".into(),
             ));
         }
