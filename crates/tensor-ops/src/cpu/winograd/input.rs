@@ -2,8 +2,8 @@
 
 use super::{POINTS, Tiles, WIDEST};
 use crate::cpu::conv::Joined;
-use crate::cpu::lanes::{Lanes, dispatched};
-use crate::cpu::matrix::{Shared, padded, panel_width};
+use crate::cpu::lanes::{Lanes, dispatched, width};
+use crate::cpu::matrix::{Shared, padded};
 
 /// Where the transformed numbers of one channel go: point `p` to `at + p * stride`.
 pub(super) struct Places<'a> {
@@ -23,31 +23,45 @@ impl Places<'_> {
 }
 
 /// Padded pixels of the lines of a panel's tiles, four per tile and two more: room for those that do not lie in a picture.
-pub(super) type Edges = [[f32; 4 * WIDEST + 2]; 6];
+type Edges = [[f32; 4 * WIDEST + 2]; 6];
+
+/// Room that one channel after the other is transformed in.
+pub(super) struct Room {
+    edges: Edges,
+    /// Pixel `(y, x)` of every tile of a panel side by side.
+    pixels: [[f32; WIDEST]; POINTS],
+}
+
+impl Room {
+    pub(super) fn new() -> Self {
+        Self {
+            edges: [[0.0; 4 * WIDEST + 2]; 6],
+            pixels: [[0.0; WIDEST]; POINTS],
+        }
+    }
+}
 
 /// Transforms one channel of a panel of tiles.
 pub(super) fn transform(
     x: &Joined<'_>,
     tiles: &Tiles<'_>,
     (tile, columns, channel): (usize, usize, usize),
-    edges: &mut Edges,
+    Room { edges, pixels }: &mut Room,
     places: &Places<'_>,
 ) {
-    let vector = panel_width() / 3;
-    if tiles.is_straight(tile, columns, vector) {
+    if tiles.is_straight(tile, columns, width()) {
         tiles.stretches(tile, columns, |image, row, column, at, n| {
             let lines = lines(x.plane(image, channel), tiles, [row, column, n], edges);
             straight_points(&lines, n, &places.from(at));
         });
     } else {
-        let mut pixels = [[0f32; WIDEST]; POINTS];
         tiles.stretches(tile, columns, |image, row, column, at, n| {
             let lines = lines(x.plane(image, channel), tiles, [row, column, n], edges);
             for (line, pixels) in lines.iter().zip(pixels.chunks_exact_mut(6)) {
                 spread(line, pixels, at, n);
             }
         });
-        input_points(&pixels, padded(columns), places);
+        input_points(pixels, padded(columns), places);
     }
 }
 

@@ -1,10 +1,10 @@
 //! Few channels: all transformed kernels are kept for the whole picture, and each job takes one panel of tiles from its
 //! pixels to the result's within the second-level cache.
 
-use super::input::{Edges, Places, transform};
+use super::input::{Places, Room, transform};
 use super::kernel::kernel_points;
 use super::output::output;
-use super::{GAP, POINTS, Tiles, WIDEST};
+use super::{GAP, POINTS, Tiles};
 use crate::cpu::conv::{Finish, Joined};
 use crate::cpu::matrix::{Panel, Place, Shared, View, multiply, padded, panel_width};
 use crate::cpu::{scratch, share_out};
@@ -33,14 +33,14 @@ pub(super) fn convolve(x: &Joined<'_>, weight: &[f32], tiles: &Tiles<'_>, finish
         scratch(POINTS * (point_room + sum_room), |space| {
             let (points, sums) = space.split_at_mut(POINTS * point_room);
             let whole = Shared::new(points);
-            let mut edges: Edges = [[0.0; 4 * WIDEST + 2]; 6];
+            let mut room = Room::new();
             for channel in 0..c_in {
                 let places = Places {
                     shared: &whole,
                     at: channel * padded(columns),
                     stride: point_room,
                 };
-                transform(x, tiles, (tile, columns, channel), &mut edges, &places);
+                transform(x, tiles, (tile, columns, channel), &mut room, &places);
             }
             let products = Shared::new(sums);
             for point in 0..POINTS {

@@ -1,10 +1,10 @@
 //! Many channels: a run of tiles is transformed into the last-level cache; then each job transforms the kernels of a few
 //! output channels into the second-level cache and multiplies all the run's tiles by them, so no transformed kernel is kept.
 
-use super::input::{Edges, Places, transform};
+use super::input::{Places, Room, transform};
 use super::kernel::kernel_points;
 use super::output::output;
-use super::{GAP, POINTS, Tiles, WIDEST};
+use super::{GAP, POINTS, Tiles};
 use crate::cpu::conv::{Finish, Joined};
 use crate::cpu::matrix::{Panel, Place, Shared, View, multiply, padded, panel_width};
 use crate::cpu::{scratch, share_out};
@@ -41,14 +41,14 @@ pub(super) fn convolve(x: &Joined<'_>, weight: &[f32], tiles: &Tiles<'_>, finish
             let (panel, channel) = (job / parts, job % parts * step);
             let tile = (first + panel) * width;
             let columns = tiles.columns(tile);
-            let mut edges: Edges = [[0.0; 4 * WIDEST + 2]; 6];
+            let mut room = Room::new();
             for channel in channel..(channel + step).min(c_in) {
                 let places = Places {
                     shared: &whole,
                     at: panel * panel_room + channel * padded(columns),
                     stride: point_room(columns),
                 };
-                transform(x, tiles, (tile, columns, channel), &mut edges, &places);
+                transform(x, tiles, (tile, columns, channel), &mut room, &places);
             }
         });
         let points = &*points;
