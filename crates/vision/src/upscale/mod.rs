@@ -40,8 +40,13 @@ pub(crate) trait Network: Send + Sync {
         Tiling::default().tile
     }
 
-    /// Estimate of the f32 values held at once for a piece of so many source pixels.
-    fn floats(&self, width: usize, height: usize) -> usize;
+    /// Estimate of the f32 values held at once per source pixel.
+    fn floats_per_pixel(&self) -> usize;
+
+    /// Estimate of those that a piece of so many source pixels needs beside them, out of step with its pixels.
+    fn floats_beside(&self, _width: usize, _height: usize) -> usize {
+        0
+    }
 
     /// How many steps the work on one piece has, at least 1.
     fn steps(&self) -> usize;
@@ -151,7 +156,7 @@ impl Upscaler {
             Ok(())
         })?;
         if bands.len() == 1 {
-            return bands.pop().ok_or_else(|| VisionError::Input("no band".into()));
+            return Ok(bands.swap_remove(0));
         }
         let (width, height) = (
             source.width() * self.scale() as u32,

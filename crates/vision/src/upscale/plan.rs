@@ -116,13 +116,15 @@ impl TilePlan {
             _ => evenly(len, limit, overlap, grid),
         };
         let (columns, rows) = (cut(width), cut(height));
-        let one_tile = network
-            .floats(longest(&columns), longest(&rows))
+        let (tile_width, tile_height) = (longest(&columns), longest(&rows));
+        let one_tile = (tile_width * tile_height)
+            .saturating_mul(network.floats_per_pixel())
+            .saturating_add(network.floats_beside(tile_width, tile_height))
             .saturating_mul(size_of::<f32>());
         // A pixel of a band exists as sums, in finished rows also by itself, as colours and with its alpha; a picture of
         // one tile has no sums.
         let sums = if columns.len() * rows.len() > 1 { 12 } else { 0 };
-        let band = longest(&rows) * scale * width * scale * (sums + if has_alpha { 20 } else { 15 });
+        let band = tile_height * scale * width * scale * (sums + if has_alpha { 20 } else { 15 });
         let result = width * height * scale * scale * if has_alpha { 4 } else { 3 };
         // Planes, and of a transparent picture the colours with what shows through, and alpha in all columns of the result.
         let source = width * height * if has_alpha { 15 + scale } else { 12 };

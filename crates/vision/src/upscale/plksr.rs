@@ -147,12 +147,10 @@ impl Network for RealPlksr {
         self.scale
     }
 
-    fn floats(&self, width: usize, height: usize) -> usize {
+    fn floats_per_pixel(&self) -> usize {
         // Offsets of every target pixel: several maps of them, then the taps of each group.
         let sampling = self.dysample.as_ref().map_or(0, |d| 12 * d.offset.out_channels());
-        width
-            .saturating_mul(height)
-            .saturating_mul(8 * self.first.out_channels() + 8 * 3 * self.scale * self.scale + sampling)
+        8 * self.first.out_channels() + 8 * 3 * self.scale * self.scale + sampling
     }
 
     fn steps(&self) -> usize {
@@ -166,17 +164,16 @@ impl Network for RealPlksr {
             step()?;
         }
         let y = self.last.forward(&y)?; // (b, 3 scale², h, w)
+        let Some(dysample) = &self.dysample else {
+            return Ok(tensor_ops::pixel_shuffle_onto(&y, self.scale, x)?);
+        };
         let (b, c, h, w) = x.dims4()?;
         let copies = self.scale * self.scale;
         let repeated = x
             .unsqueeze(2)?
             .broadcast_as((b, c, copies, h, w))?
             .reshape((b, c * copies, h, w))?;
-        let y = (y + repeated)?;
-        match &self.dysample {
-            Some(dysample) => dysample.forward(&y, self.scale),
-            None => pixel_shuffle(&y, self.scale),
-        }
+        dysample.forward(&(y + repeated)?, self.scale)
     }
 }
 

@@ -184,21 +184,22 @@ impl Network for Rrdb {
         self.unshuffle
     }
 
-    fn floats(&self, width: usize, height: usize) -> usize {
-        let (pixels, folded) = (width * height, self.unshuffle * self.unshuffle);
+    fn floats_per_pixel(&self) -> usize {
         // The last dense block's inputs side by side, on cards copied into one, at twice their size because a layer's
         // input and output live together.
         let features = self.first.out_channels();
         let growth = self.blocks.first().map_or(0, |b| b[0].0[0].out_channels());
-        let dense = (2 * (features + 4 * growth) + 4 * features) / folded;
+        let dense = 2 * (features + 4 * growth) + 4 * features;
         // The colours of the result: as a tensor, as its strips, as planes and on the way between.
         let colours = 5 * 3 * self.scale() * self.scale();
-        // A layer's input and output and what comes of the former, enlarged.
-        let enlarged = (3 * features) << (2 * self.up.len());
+        dense / (self.unshuffle * self.unshuffle) + colours
+    }
+
+    fn floats_beside(&self, width: usize, height: usize) -> usize {
+        // Of a strip a layer's input and output and what comes of the former, enlarged.
+        let enlarged = (3 * self.first.out_channels()) << (2 * self.up.len());
         let strip = strip_pixels(width.div_ceil(self.unshuffle), height.div_ceil(self.unshuffle), HALO);
-        pixels
-            .saturating_mul(dense + colours)
-            .saturating_add(strip.saturating_mul(enlarged))
+        strip.saturating_mul(enlarged)
     }
 
     fn steps(&self) -> usize {

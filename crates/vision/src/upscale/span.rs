@@ -97,10 +97,8 @@ impl Network for Span {
         self.scale
     }
 
-    fn floats(&self, width: usize, height: usize) -> usize {
-        width
-            .saturating_mul(height)
-            .saturating_mul(12 * self.first.out_channels() + 4 * 3 * self.scale * self.scale)
+    fn floats_per_pixel(&self) -> usize {
+        12 * self.first.out_channels() + 4 * 3 * self.scale * self.scale
     }
 
     fn steps(&self) -> usize {

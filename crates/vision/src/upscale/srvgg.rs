@@ -50,13 +50,11 @@ impl Network for Srvgg {
         self.scale
     }
 
-    fn floats(&self, width: usize, height: usize) -> usize {
+    fn floats_per_pixel(&self) -> usize {
         let features = self.hidden.first().map_or(3, |(conv, _)| conv.out_channels());
         // A layer's input and output, or the last one's and the result twice.
         let colours = 3 * self.scale * self.scale;
-        width
-            .saturating_mul(height)
-            .saturating_mul(2 * features.max(colours) + 2 * colours)
+        2 * features.max(colours) + 2 * colours
     }
 
     fn tile(&self) -> usize {

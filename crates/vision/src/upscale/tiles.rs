@@ -142,8 +142,8 @@ pub(super) mod tests {
         fn scale(&self) -> usize {
             self.0
         }
-        fn floats(&self, width: usize, height: usize) -> usize {
-            100 * width * height
+        fn floats_per_pixel(&self) -> usize {
+            100
         }
         fn steps(&self) -> usize {
             1

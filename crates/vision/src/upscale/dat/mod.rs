@@ -331,14 +331,14 @@ impl Network for Dat {
         sides.max().unwrap_or(1)
     }
 
-    fn floats(&self, width: usize, height: usize) -> usize {
+    fn floats_per_pixel(&self) -> usize {
         // A block holds queries, keys, values, their windows and the results; the end holds two enlarged maps of 64.
         let blocks = 20 * self.first.out_channels();
         let end = match &self.up {
             Up::Direct(conv) => 2 * conv.out_channels(),
             Up::Shuffles { before, .. } => 3 * before.out_channels() * self.scale * self.scale,
         };
-        width.saturating_mul(height).saturating_mul(blocks.max(end))
+        blocks.max(end)
     }
 
     fn steps(&self) -> usize {
