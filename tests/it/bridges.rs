@@ -9,6 +9,7 @@ use e2e::programs::Program;
 use e2e::requester::Requester;
 use local_horde::CLIENT_KEY;
 use serde_json::{Value, json};
+use test_support::models_dir;
 
 use crate::llama_server::LlamaServer;
 
@@ -19,11 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The file that backends serve.
 pub fn model() -> PathBuf {
-    let models = std::env::var_os("HORDE_WORKERS_MODELS").map(PathBuf::from);
-    let models = models.or_else(|| Some(std::env::home_dir()?.join(".cache/horde-workers/models")));
-    models
-        .expect("a home folder")
-        .join("text/SmolLM2-135M-Instruct.Q4_1.gguf")
+    models_dir().join("text/SmolLM2-135M-Instruct.Q4_1.gguf")
 }
 
 /// A question with a known answer.

@@ -87,10 +87,7 @@ fn numbers_beyond_reason_end_with_78_the_key_and_a_hint() {
 #[test]
 fn doctor_says_what_will_fit_before_anything_is_loaded() {
     let folder = tempfile::tempdir().expect("a folder");
-    let models = std::env::var_os("HORDE_WORKERS_MODELS").map_or_else(
-        || std::path::PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache/horde-workers/models"),
-        Into::into,
-    );
+    let models = test_support::models_dir();
     let config = folder.path().join("scribe.toml");
     let memory = |slots: u32| {
         let text =

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 
 use horde_client::kind::{Generation, PoppedJob};
 use horde_client::text::{Payload, Submission};
+use test_support::models_dir;
 use text_worker::Config;
 use worker_app::Program;
 use worker_runtime::backend::{Backend, Engine, JobContext};
@@ -70,14 +71,6 @@ impl JobContext for Notes {
     fn is_cancelled(&self) -> bool {
         false
     }
-}
-
-fn models_dir() -> std::path::PathBuf {
-    std::env::var_os("HORDE_WORKERS_MODELS")
-        .map(Into::into)
-        .unwrap_or_else(|| {
-            std::path::PathBuf::from(std::env::var_os("HOME").expect("HOME is set")).join(".cache/horde-workers/models")
-        })
 }
 
 fn job(payload: serde_json::Value) -> PoppedJob<Payload> {

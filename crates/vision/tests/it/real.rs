@@ -14,11 +14,7 @@ use vision::upscale::Upscaler;
 use crate::fidelity::root;
 
 fn weights(file: &str) -> Weights {
-    let folder = std::env::var_os("HORDE_WORKERS_MODELS").map_or_else(
-        || PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/horde-workers/models"),
-        PathBuf::from,
-    );
-    let path = folder.join(file);
+    let path = test_support::models_dir().join(file);
     assert!(
         path.is_file(),
         "{} is not there\nhint: `./x models realesrgan-x4plus realesrgan-x4plus-anime-6b realesr-animevideov3 u2netp open-nsfw`",
